@@ -1,0 +1,105 @@
+// SEAM: where bytes come from. One implementation per kind of store: {file,s3,http,memory}_store.
+// `oss://` is a dialect of S3. A new store is one file pair and one line in registry.cc.
+//
+// Names. A store is a tree of directories and objects. Paths are relative to the source's root,
+// without a leading or trailing slash; the root is "". A store reports names as it has them,
+// however hostile ("..", "a/", control characters, 300 bytes): the file system decides which it
+// shows (fuse/SEMANTICS.md). It never follows a name out of its root.
+//
+// Threads. All methods block and are safe for concurrent use; they are called from fetch threads.
+//
+// Errors, for every method:
+//   NotFound            no such object or bucket
+//   PermissionDenied    refused: credentials, or the store's policy
+//   FailedPrecondition  the object is no longer the version asked for (412, or a changed ETag)
+//   Unavailable         a try may help: 5xx, SlowDown, reset, refused connection, short body
+//                       (payload kRetryAfterPayload: seconds, where the store sent Retry-After)
+//   DeadlineExceeded    the call's own deadline passed
+//   Cancelled           `cancelled` became true
+//   InvalidArgument     wrong region, malformed answer, anything a retry cannot mend
+// The message names store, operation, object and cause; it never holds a secret.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace millrace::store {
+
+// Decimal seconds the store asked us to wait before the next try.
+inline constexpr char kRetryAfterPayload[] = "millrace/retry-after";
+
+enum class EntryKind : uint8_t { kObject, kDirectory };
+
+struct Entry {
+  std::string name;  // Last path component as the store has it; never with the parent's path.
+  EntryKind kind = EntryKind::kObject;
+  uint64_t size = 0;  // Up to 2^63-1 is believed; the file system decides about more.
+  absl::Time mtime = absl::UnixEpoch();
+  // The store's ETag (quotes removed), or "<mtime ns>-<size>" where it has none. Two equal
+  // versions of one path have equal bytes. Empty for directories.
+  std::string version;
+};
+
+// Limits of one call.
+struct CallOptions {
+  absl::Duration timeout = absl::Seconds(60);      // For the whole call.
+  const std::atomic<bool>* cancelled = nullptr;    // Polled at least every second; may be null.
+};
+
+struct ListPage {
+  std::vector<Entry> entries;
+  // Give it to the next call; empty after the last page.
+  std::string next_token;
+};
+
+struct GetRequest {
+  std::string path;
+  uint64_t offset = 0;
+  uint64_t length = 0;  // > 0. The caller never asks beyond the object's size.
+  // The bytes must be of this version, else FailedPrecondition (If-Match, or compared after the
+  // fact with the answer's ETag / mtime and size). Empty: any.
+  std::string version;
+};
+
+// Takes the body in order, piece by piece; returns false to stop the transfer (Get then returns
+// Cancelled). `piece` is valid only during the call.
+using BodySink = absl::FunctionRef<bool(absl::string_view piece)>;
+
+class Store {
+ public:
+  virtual ~Store() = default;
+
+  // For people and metrics: "s3", "file", "http", ….
+  virtual absl::string_view kind() const = 0;
+
+  // One page of the directory `path`, directories included, sub-directories not entered, order as
+  // the store has it. At most `max_entries` (a hint). NotFound when there is no such directory;
+  // stores without real directories (S3) may answer an empty page instead.
+  virtual absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
+                                        size_t max_entries, const CallOptions& call) = 0;
+
+  // One object or directory. `name` of the result is the last component of `path`.
+  virtual absl::StatusOr<Entry> Stat(const std::string& path, const CallOptions& call) = 0;
+
+  // Streams exactly `length` bytes from `offset` into `sink`. After a failure the sink has seen a
+  // correct prefix: a retry may go on where it stopped.
+  virtual absl::Status Get(const GetRequest& request, BodySink sink, const CallOptions& call) = 0;
+
+  // A sample of the source's objects for choosing a mount's profile: up to `max_objects` of any
+  // directory, as cheaply as the store can (S3: one page without delimiter). Names are full paths.
+  virtual absl::StatusOr<std::vector<Entry>> Sample(size_t max_objects,
+                                                    const CallOptions& call) = 0;
+
+  // Put and Delete join here with the issue about writing.
+};
+
+}  // namespace millrace::store

@@ -1,0 +1,19 @@
+// Stable hashes: the same on every machine, in every version. They name cache files and nodes, so
+// changing one orphans every cache on disk.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "absl/strings/string_view.h"
+
+namespace millrace::base {
+
+// XXH3 (xxhash 0.8) of the parts, each preceded by its length, so that ("ab","c") != ("a","bc").
+uint64_t StableHash64(std::initializer_list<absl::string_view> parts);
+
+// 128 bits as 32 lower-case hexadecimal digits: names of cache files.
+std::string StableHashHex(std::initializer_list<absl::string_view> parts);
+
+}  // namespace millrace::base
