@@ -13,7 +13,7 @@ std::string Join(std::initializer_list<absl::string_view> parts) {
   for (const absl::string_view part : parts) {
     const uint64_t size = part.size();
     for (int byte = 0; byte < 8; ++byte) joined.push_back(static_cast<char>(size >> (8 * byte)));
-    joined.append(part);
+    joined.append(part.data(), part.size());
   }
   return joined;
 }
