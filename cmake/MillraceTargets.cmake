@@ -33,6 +33,11 @@ if(MILLRACE_SANITIZE)
   target_link_options(millrace_flags INTERFACE -fsanitize=${MILLRACE_SANITIZE})
 endif()
 
+# What a part of the day's work needs, so that it builds no more than that: the programs for the
+# demo, the tests that also run under the sanitizers.
+add_custom_target(programs)
+add_custom_target(sanitized_tests)
+
 # millrace_library(NAME SOURCES a.cc… [DEPS …] [PRIVATE_DEPS …])
 function(millrace_library NAME)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
@@ -45,6 +50,7 @@ function(millrace_program NAME)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE millrace_flags ${ARG_DEPS})
+  add_dependencies(programs ${NAME})
 endfunction()
 
 # millrace_test(NAME SOURCES a_test.cc… DEPS … [LABELS …]): one GoogleTest binary per room, one
@@ -55,4 +61,7 @@ function(millrace_test NAME)
   target_link_libraries(${NAME} PRIVATE millrace_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${NAME} COMMAND ${NAME})
   set_tests_properties(${NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300)
+  if(ARG_LABELS MATCHES "(^|;)(unit|contract|model|fuzz|sim)(;|$)")
+    add_dependencies(sanitized_tests ${NAME})
+  endif()
 endfunction()
