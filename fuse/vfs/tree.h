@@ -49,6 +49,11 @@ struct FileRef {
   uint64_t size = 0;
 };
 
+struct SourcePath {
+  size_t source = 0;
+  std::string path;  // Below the source's root; "" for all of it.
+};
+
 // Told when what the kernel may have cached is no longer true. Calls come from threads of the
 // tree, never from inside one of its methods (a notification from a request's thread deadlocks
 // in the kernel).
@@ -100,6 +105,14 @@ class Tree {
   virtual absl::StatusOr<FileRef> File(NodeId node) = 0;
 
   virtual void Forget(NodeId node, uint64_t count) = 0;
+
+  // The directory a node was found in; kRootNode for the root and for unknown ids.
+  virtual NodeId Parent(NodeId node) = 0;
+
+  // The parts of the sources that a path inside the mount stands for, without asking a store: one,
+  // or all of them for the root over named sources. InvalidArgument for ".." and the like,
+  // NotFound for an unknown source name.
+  virtual absl::StatusOr<std::vector<SourcePath>> Resolve(absl::string_view path) = 0;
 
   virtual absl::StatusOr<std::shared_ptr<DirectoryHandle>> OpenDirectory(NodeId node) = 0;
 
