@@ -1,0 +1,50 @@
+#include "cache/fetch/flight.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace millrace::fetch {
+
+void Flight::Run() {
+  BufferPool* const pool = object_->shared_->pool;
+  uint64_t reserved = count_;
+  uint64_t next = first_;
+  std::shared_ptr<Block> block;
+  const auto sink = [&](absl::string_view piece) {
+    while (!piece.empty()) {
+      if (next > last_block()) return false;  // A store that sends more than it was asked for.
+      const uint64_t block_bytes = object_->BlockBytes(next);
+      if (block == nullptr) {
+        block = pool->Acquire();
+        --reserved;
+      }
+      const size_t taken = std::min<size_t>(piece.size(), block_bytes - block->size);
+      std::memcpy(block->data + block->size, piece.data(), taken);
+      block->size += taken;
+      piece.remove_prefix(taken);
+      if (block->size == block_bytes) object_->OnBlock(next++, std::move(block));
+    }
+    return true;
+  };
+
+  store::GetRequest request;
+  request.path = object_->key_.path;
+  request.offset = first_ * kBlockSize;
+  request.length = std::min((last_block() + 1) * kBlockSize, object_->key_.size) - request.offset;
+  request.version = object_->key_.version;
+  store::CallOptions call;
+  call.cancelled = &abandoned_;
+  absl::Status status = object_->store_->Get(request, sink, call);
+  if (status.ok() && next <= last_block()) {
+    status = absl::UnavailableError("the store sent less than it promised");
+  }
+  block.reset();
+  pool->Unreserve(reserved);
+  if (!status.ok()) object_->OnFlightEnd(this, next, status);
+}
+
+void Flight::Drop() {
+  object_->OnFlightEnd(this, first_, absl::CancelledError("the read was given up"));
+}
+
+}  // namespace millrace::fetch

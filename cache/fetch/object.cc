@@ -1,0 +1,503 @@
+#include "cache/fetch/object.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include <algorithm>
+
+#include "cache/fetch/flight.h"
+#include "common/base/errno_status.h"
+#include "common/base/log.h"
+
+namespace millrace::fetch {
+namespace {
+
+// Where ReadNow puts bytes: one buffer a thread, so memory is bounded by the number of threads.
+absl::Span<char> ThreadBuffer(uint64_t size) {
+  thread_local const std::unique_ptr<char[]> buffer(new char[Object::kReadMax]);
+  return {buffer.get(), size};
+}
+
+// A cache file may lose a block under a reader (bad checksum, bad sector): it is then fetched
+// again. Twice in a row for one read means a disk that corrupts what it is given.
+constexpr int kReadAttempts = 3;
+
+// Lets one thread wait for one event.
+class Latch {
+ public:
+  void Open() {
+    base::MutexLock lock(&mutex_);
+    open_ = true;
+    condition_.NotifyAll();
+  }
+  void Wait() {
+    base::MutexLock lock(&mutex_);
+    while (!open_) condition_.Wait(&mutex_);
+  }
+
+ private:
+  base::Mutex mutex_;
+  base::CondVar condition_;
+  bool open_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace
+
+// A read, or a prefetch that somebody waits for, until its last block is there.
+class Object::PendingRead {
+ public:
+  PendingRead(uint64_t offset, uint64_t size, ReadCallback done)
+      : offset(offset), size(size), first(offset / kBlockSize),
+        last((offset + size - 1) / kBlockSize), blocks(last - first + 1), done(std::move(done)) {}
+  PendingRead(uint64_t offset, uint64_t size, FillCallback filled)
+      : offset(offset), size(size), first(offset / kBlockSize),
+        last((offset + size - 1) / kBlockSize), filled(std::move(filled)) {}
+
+  bool wants_data() const { return !blocks.empty(); }
+  bool AllInMemory() const {
+    return std::all_of(blocks.begin(), blocks.end(),
+                       [](const BlockRef& block) { return block != nullptr; });
+  }
+
+  void Fail(const absl::Status& error) {
+    base::MutexLock lock(&mutex);
+    if (status.ok()) status = error;
+  }
+  absl::Status TakeStatus() {
+    base::MutexLock lock(&mutex);
+    return std::exchange(status, absl::OkStatus());
+  }
+  // True for the caller whose part was the last.
+  bool PartDone() { return remaining.fetch_sub(1, std::memory_order_acq_rel) == 1; }
+
+  const uint64_t offset;
+  const uint64_t size;
+  const uint64_t first;
+  const uint64_t last;
+  std::atomic<uint64_t> remaining{0};
+  // Slot i is written once, by whoever brings block first + i, before its PartDone.
+  std::vector<BlockRef> blocks;
+  Origin origin = Origin::kLocal;
+  int attempts = 0;
+  ReadCallback done;
+  FillCallback filled;
+
+ private:
+  base::Mutex mutex;
+  absl::Status status ABSL_GUARDED_BY(mutex);
+};
+
+Object::Object(tier::FileKey key, std::shared_ptr<store::Store> store, Shared* shared)
+    : key_(std::move(key)), store_(std::move(store)), shared_(shared) {
+  base::MutexLock lock(&mutex_);
+  if (key_.size > 0) cached_ = shared_->cache->FindOrAdmit(key_);
+}
+
+Object::~Object() = default;
+
+uint64_t Object::BlockBytes(uint64_t index) const {
+  return std::min(kBlockSize, key_.size - index * kBlockSize);
+}
+
+std::shared_ptr<tier::CachedFile> Object::cached() const {
+  base::MutexLock lock(&mutex_);
+  return cached_;
+}
+
+std::shared_ptr<tier::CachedFile> Object::CachedForFill() {
+  {
+    base::MutexLock lock(&mutex_);
+    if (cached_ != nullptr && !cached_->evicted()) return cached_;
+  }
+  if (shared_->cache->RoomBytes() < key_.size) return cached();
+  std::shared_ptr<tier::CachedFile> admitted = shared_->cache->FindOrAdmit(key_);
+  base::MutexLock lock(&mutex_);
+  if (admitted != nullptr) cached_ = std::move(admitted);
+  return cached_;
+}
+
+bool Object::Complete() {
+  const std::shared_ptr<tier::CachedFile> file = cached();
+  return file != nullptr && file->complete();
+}
+
+absl::StatusOr<std::shared_ptr<const tier::OpenData>> Object::OpenComplete() {
+  const std::shared_ptr<tier::CachedFile> file = cached();
+  if (file == nullptr || !file->complete()) return absl::NotFoundError("not complete");
+  return file->Open();
+}
+
+bool Object::Uncached() const {
+  base::MutexLock lock(&mutex_);
+  return cached_ == nullptr;
+}
+
+uint64_t Object::PresentBytes() const {
+  base::MutexLock lock(&mutex_);
+  uint64_t present = 0;
+  for (uint64_t index = 0; index < BlockCount(); ++index) {
+    const auto in_memory = blocks_.find(index);
+    if ((cached_ != nullptr && cached_->HasBlock(index)) ||
+        (in_memory != blocks_.end() && in_memory->second.data != nullptr)) {
+      present += BlockBytes(index);
+    }
+  }
+  return present;
+}
+
+void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
+  if (offset >= key_.size || size == 0) {
+    std::move(done)(ReadResult());
+    return;
+  }
+  size = std::min({size, key_.size - offset, kReadMax});
+  // The common case costs no allocation: everything is in the cache and in the page cache.
+  if (const std::shared_ptr<tier::CachedFile> file = cached();
+      file != nullptr && file->Has(offset, size)) {
+    const absl::Span<char> buffer = ThreadBuffer(size);
+    const absl::StatusOr<absl::optional<size_t>> got = file->ReadNow(offset, buffer);
+    if (got.ok() && got->has_value() && **got == size) {
+      ReadResult result;
+      result.pieces = {buffer};
+      result.size = size;
+      std::move(done)(std::move(result));
+      return;
+    }
+  }
+  StartRead(std::make_shared<PendingRead>(offset, size, std::move(done)));
+}
+
+void Object::StartRead(std::shared_ptr<PendingRead> read) {
+  std::shared_ptr<tier::CachedFile> file = cached();
+  if (file == nullptr || !file->Has(read->offset, read->size)) {
+    if (stale_.load(std::memory_order_relaxed)) {
+      std::move(read->done)(base::WithErrno(
+          absl::FailedPreconditionError("the object changed in the store"), ESTALE));
+      return;
+    }
+    file = CachedForFill();
+  }
+  read->remaining.store(1, std::memory_order_relaxed);  // This function's own part.
+  Plan plan;
+  {
+    base::MutexLock lock(&mutex_);
+    plan = PlanRange(read->first, read->last, Priority::kDemand, read, file.get());
+  }
+  Launch(std::move(plan), Priority::kDemand);
+  if (read->PartDone()) FinishRead(std::move(read));
+}
+
+Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
+                               const std::shared_ptr<PendingRead>& read,
+                               const tier::CachedFile* cached) {
+  Plan plan;
+  std::vector<uint64_t> missing;
+  const auto wait = [&](uint64_t index) {
+    // A fetch of the whole object brings more blocks than were asked for.
+    if (read == nullptr || index < read->first || index > read->last) return;
+    blocks_[index].waiters.push_back(read);
+    read->remaining.fetch_add(1, std::memory_order_relaxed);
+    read->origin = Origin::kStore;
+  };
+  for (uint64_t index = first; index <= last; ++index) {
+    const auto found = blocks_.find(index);
+    if (found == blocks_.end() || (found->second.data == nullptr &&
+                                   (found->second.flight == nullptr ||
+                                    found->second.flight->Abandoned()))) {
+      if (cached == nullptr || !cached->HasBlock(index)) missing.push_back(index);
+      continue;
+    }
+    const BlockState& state = found->second;
+    if (state.data != nullptr) {
+      if (read != nullptr && read->wants_data()) read->blocks[index - read->first] = state.data;
+      continue;
+    }
+    if (priority == Priority::kDemand &&
+        (plan.promote.empty() || plan.promote.back() != state.flight)) {
+      plan.promote.push_back(state.flight);
+    }
+    wait(index);
+  }
+  if (missing.empty()) return plan;
+  if (key_.size <= kWholeMax && (first > 0 || last + 1 < BlockCount())) {
+    // Fetch the rest of a small object in the same GET.
+    missing.clear();
+    for (uint64_t index = 0; index < BlockCount(); ++index) {
+      const auto found = blocks_.find(index);
+      const bool coming = found != blocks_.end() &&
+                          (found->second.data != nullptr ||
+                           (found->second.flight != nullptr && !found->second.flight->Abandoned()));
+      if (!coming && (cached == nullptr || !cached->HasBlock(index))) missing.push_back(index);
+    }
+  }
+  constexpr uint64_t kFlightBlocks = kFlightSize / kBlockSize;
+  for (size_t i = 0; i < missing.size();) {
+    size_t end = i + 1;
+    while (end < missing.size() && missing[end] == missing[end - 1] + 1 &&
+           (priority == Priority::kDemand || missing[end] % kFlightBlocks != 0)) {
+      ++end;
+    }
+    auto flight = std::make_shared<Flight>(shared_from_this(), missing[i], end - i);
+    for (; i < end; ++i) {
+      blocks_[missing[i]].flight = flight;
+      wait(missing[i]);
+    }
+    plan.start.push_back(std::move(flight));
+  }
+  return plan;
+}
+
+void Object::Launch(Plan plan, Priority priority) {
+  for (std::shared_ptr<Flight>& flight : plan.start) {
+    shared_->queue->Submit(std::move(flight), priority);
+  }
+  for (std::shared_ptr<Flight>& flight : plan.promote) shared_->queue->Promote(std::move(flight));
+}
+
+void Object::Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done) {
+  size = offset < key_.size ? std::min(size, key_.size - offset) : 0;
+  if (size == 0 || stale_.load(std::memory_order_relaxed)) {
+    if (done) std::move(done)(absl::OkStatus());
+    return;
+  }
+  const std::shared_ptr<tier::CachedFile> file = CachedForFill();
+  std::shared_ptr<PendingRead> fill;
+  if (done) {
+    fill = std::make_shared<PendingRead>(offset, size, std::move(done));
+    fill->remaining.store(1, std::memory_order_relaxed);
+  }
+  Plan plan;
+  {
+    base::MutexLock lock(&mutex_);
+    plan = PlanRange(offset / kBlockSize, (offset + size - 1) / kBlockSize, priority, fill,
+                     file.get());
+  }
+  Launch(std::move(plan), priority);
+  if (fill != nullptr && fill->PartDone()) FinishRead(std::move(fill));
+}
+
+void Object::CancelPrefetch() {
+  base::MutexLock lock(&mutex_);
+  std::vector<Flight*> wanted;
+  for (const auto& [index, state] : blocks_) {
+    if (state.flight != nullptr && !state.waiters.empty()) wanted.push_back(state.flight.get());
+  }
+  for (const auto& [index, state] : blocks_) {
+    if (state.flight != nullptr &&
+        std::find(wanted.begin(), wanted.end(), state.flight.get()) == wanted.end()) {
+      state.flight->Abandon();
+    }
+  }
+}
+
+void Object::OnBlock(uint64_t index, std::shared_ptr<Block> block) {
+  std::vector<std::shared_ptr<PendingRead>> waiters;
+  std::shared_ptr<tier::CachedFile> file;
+  {
+    base::MutexLock lock(&mutex_);
+    BlockState& state = blocks_[index];
+    state.flight = nullptr;
+    state.data = block;
+    waiters.swap(state.waiters);
+    file = cached_;
+  }
+  // Readers first: what they wait for must not wait for the disk.
+  for (std::shared_ptr<PendingRead>& read : waiters) {
+    if (read->wants_data()) read->blocks[index - read->first] = block;
+    if (read->PartDone()) FinishRead(std::move(read));
+  }
+  const bool kept =
+      file != nullptr && !file->evicted() &&
+      file->Put(index * kBlockSize, absl::MakeConstSpan(block->data, block->size)).ok();
+  if (!kept) {
+    shared_->memory->Add(weak_from_this(), index);
+    return;
+  }
+  base::MutexLock lock(&mutex_);
+  blocks_.erase(index);
+}
+
+void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status) {
+  absl::Status error = status;
+  if (absl::IsFailedPrecondition(status) || absl::IsNotFound(status)) {
+    error = base::WithErrno(status, ESTALE);
+    if (!stale_.exchange(true)) {
+      shared_->stale_objects.fetch_add(1);
+      base::Log(base::Severity::kWarning, "object changed under an open file",
+                {{"source", key_.source}, {"path", key_.path}, {"version", key_.version},
+                 {"cause", status.message()}});
+    }
+  } else if (!absl::IsCancelled(status)) {
+    shared_->store_errors.fetch_add(1);
+    base::Log(base::Severity::kError, "fetch failed",
+              {{"source", key_.source}, {"path", key_.path},
+               {"offset", next * kBlockSize}, {"cause", status.ToString()}});
+  }
+  std::vector<std::shared_ptr<PendingRead>> waiters;
+  {
+    base::MutexLock lock(&mutex_);
+    for (uint64_t index = next; index <= flight->last_block(); ++index) {
+      const auto found = blocks_.find(index);
+      if (found == blocks_.end() || found->second.flight.get() != flight) continue;
+      for (std::shared_ptr<PendingRead>& read : found->second.waiters) {
+        waiters.push_back(std::move(read));
+      }
+      blocks_.erase(found);
+    }
+  }
+  for (std::shared_ptr<PendingRead>& read : waiters) {
+    read->Fail(error);
+    if (read->PartDone()) FinishRead(std::move(read));
+  }
+}
+
+void Object::FinishRead(std::shared_ptr<PendingRead> read) {
+  const absl::Status status = read->TakeStatus();
+  if (!read->wants_data()) {
+    std::move(read->filled)(status);
+    return;
+  }
+  if (!status.ok()) {
+    std::move(read->done)(status);
+    return;
+  }
+  if (!read->AllInMemory()) {
+    ReadFromTier(std::move(read));
+    return;
+  }
+  ReadResult result;
+  result.size = read->size;
+  result.origin = read->origin;
+  result.pieces.reserve(read->blocks.size());
+  uint64_t at = read->offset;
+  const uint64_t end = read->offset + read->size;
+  for (const BlockRef& block : read->blocks) {
+    const uint64_t from = at % kBlockSize;
+    const uint64_t count = std::min(end - at, block->size - from);
+    result.pieces.push_back({block->data + from, count});
+    at += count;
+  }
+  std::move(read->done)(std::move(result));
+}
+
+void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
+  const std::shared_ptr<tier::CachedFile> file = cached();
+  if (++read->attempts > kReadAttempts || file == nullptr) {
+    std::move(read->done)(base::WithErrno(
+        absl::DataLossError("the cache lost the same block again and again"), EIO));
+    return;
+  }
+  std::vector<size_t> slots;
+  for (size_t slot = 0; slot < read->blocks.size(); ++slot) {
+    if (read->blocks[slot] == nullptr) slots.push_back(slot);
+  }
+  if (!shared_->pool->TryReserve(slots.size(), /*urgent=*/true)) {
+    // No memory for buffers: this thread reads into its own, one request after the other. From
+    // the thread that completes reads it must not wait, so a repeated round takes from the heap.
+    if (read->attempts == 1) {
+      ReadBlocking(*file, std::move(read));
+      return;
+    }
+    read->remaining.store(slots.size(), std::memory_order_relaxed);
+    for (const size_t slot : slots) {
+      ReadSlot(file, read, slot, std::shared_ptr<Block>(new Block{new char[kBlockSize], 0},
+                                                        [](Block* owned) {
+                                                          delete[] owned->data;
+                                                          delete owned;
+                                                        }));
+    }
+    return;
+  }
+  read->remaining.store(slots.size(), std::memory_order_relaxed);
+  for (const size_t slot : slots) ReadSlot(file, read, slot, shared_->pool->Acquire());
+}
+
+void Object::ReadSlot(const std::shared_ptr<tier::CachedFile>& file,
+                      const std::shared_ptr<PendingRead>& read, size_t slot,
+                      std::shared_ptr<Block> block) {
+  const uint64_t index = read->first + slot;
+  const absl::Span<char> buffer(block->data, BlockBytes(index));
+  file->Read(index * kBlockSize, buffer,
+             [self = shared_from_this(), read, file, slot, block,
+              want = buffer.size()](absl::StatusOr<size_t> got) mutable {
+               if (got.ok() && *got == want) {
+                 block->size = want;
+                 read->blocks[slot] = std::move(block);
+               } else {
+                 self->shared_->cache_errors.fetch_add(1);
+               }
+               if (!read->PartDone()) return;
+               // A block that is still missing starts another round: it is fetched again.
+               if (read->AllInMemory()) {
+                 self->FinishRead(std::move(read));
+               } else {
+                 self->StartRead(std::move(read));
+               }
+             });
+}
+
+void Object::ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> read) {
+  const absl::Span<char> buffer = ThreadBuffer(read->size);
+  uint64_t at = read->offset;
+  for (const BlockRef& block : read->blocks) {
+    const uint64_t index = at / kBlockSize;
+    const uint64_t from = at % kBlockSize;
+    const uint64_t count =
+        std::min(read->offset + read->size - at, BlockBytes(index) - from);
+    const absl::Span<char> part = buffer.subspan(at - read->offset, count);
+    at += count;
+    if (block != nullptr) {
+      std::memcpy(part.data(), block->data + from, count);
+      continue;
+    }
+    Latch latch;
+    bool whole = false;
+    file.Read(at - count, part, [&](absl::StatusOr<size_t> got) {
+      whole = got.ok() && *got == count;
+      latch.Open();
+    });
+    latch.Wait();
+    if (!whole) {
+      shared_->cache_errors.fetch_add(1);
+      StartRead(std::move(read));
+      return;
+    }
+  }
+  ReadResult result;
+  result.pieces = {buffer};
+  result.size = read->size;
+  result.origin = read->origin;
+  std::move(read->done)(std::move(result));
+}
+
+void Object::DropFromMemory(uint64_t index) {
+  base::MutexLock lock(&mutex_);
+  const auto found = blocks_.find(index);
+  if (found != blocks_.end() && found->second.data != nullptr) blocks_.erase(found);
+}
+
+void MemoryCache::Add(std::weak_ptr<Object> object, uint64_t index) {
+  bool full;
+  {
+    base::MutexLock lock(&mutex_);
+    kept_.push_back({std::move(object), index});
+    full = kept_.size() > blocks_max_;
+  }
+  if (full) DropOldest();
+}
+
+bool MemoryCache::DropOldest() {
+  Kept oldest;
+  {
+    base::MutexLock lock(&mutex_);
+    if (kept_.empty()) return false;
+    oldest = std::move(kept_.front());
+    kept_.pop_front();
+  }
+  if (const std::shared_ptr<Object> object = oldest.object.lock()) {
+    object->DropFromMemory(oldest.index);
+  }
+  return true;
+}
+
+}  // namespace millrace::fetch

@@ -1,0 +1,166 @@
+// One version of one object as its readers see it: bytes that come from the cache where it has
+// them, else from the store, each block fetched once however many readers ask (single flight).
+//
+// A missing range becomes a flight: one GET whose blocks are handed to the readers as they arrive,
+// then kept in the cache. Blocks the cache does not keep (no room, failing disk) stay in memory as
+// long as the budget allows. A cache fault is by-passed; only a store fault is an error.
+//
+// Thread-safe. Callbacks run without locks, on the caller's or on a fetch thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "cache/fetch/buffer_pool.h"
+#include "cache/fetch/fetch_queue.h"
+#include "cache/store/store.h"
+#include "cache/tier/tiered_cache.h"
+#include "common/base/mutex.h"
+
+namespace millrace::fetch {
+
+class Flight;
+class MemoryCache;
+
+// Where the bytes of a read were found: the "tier" label of the read metrics.
+enum class Origin : uint8_t { kLocal, kStore };
+
+// The bytes of a read, in order. The pieces are valid only during the callback.
+struct ReadResult {
+  std::vector<absl::Span<const char>> pieces;
+  uint64_t size = 0;
+  Origin origin = Origin::kLocal;
+};
+// Errors are the store's, with the errno an application gets as payload where EIO would not do:
+// ESTALE when the object is no longer this version.
+using ReadCallback = absl::AnyInvocable<void(absl::StatusOr<ReadResult>) &&>;
+using FillCallback = absl::AnyInvocable<void(absl::Status) &&>;
+
+// The parts of the process that all objects share. All must outlive every object.
+struct Shared {
+  tier::TieredCache* cache = nullptr;
+  BufferPool* pool = nullptr;
+  FetchQueue* queue = nullptr;
+  MemoryCache* memory = nullptr;
+  std::atomic<uint64_t> store_errors{0};
+  std::atomic<uint64_t> cache_errors{0};
+  std::atomic<uint64_t> stale_objects{0};
+};
+
+class Object : public std::enable_shared_from_this<Object> {
+ public:
+  // Largest read: what the kernel sends at most with 256 pages a request.
+  static constexpr uint64_t kReadMax = 1 << 20;
+  // Objects up to this size are fetched whole with one GET.
+  static constexpr uint64_t kWholeMax = 1 << 20;
+  // A read-ahead GET. 4 MiB: at 25 MiB/s a connection (an eighth of 200 MiB/s), a request delay of
+  // 10 ms is 6 % of its time, hidden behind the other connections.
+  static constexpr uint64_t kFlightSize = 4 << 20;
+
+  Object(tier::FileKey key, std::shared_ptr<store::Store> store, Shared* shared);
+  ~Object();
+
+  const tier::FileKey& key() const { return key_; }
+
+  // Reads [offset, offset + size), cut at the object's end; size <= kReadMax.
+  void Read(uint64_t offset, uint64_t size, ReadCallback done);
+
+  // Fetches what is missing of the range without anybody waiting. `done`, which may be null, runs
+  // when every block of it arrived, or with the first error.
+  void Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done = nullptr);
+
+  // Abandons fetches that nobody waits for: the last reader has left.
+  void CancelPrefetch();
+
+  // Every byte is in the cache. Cheap: asked at each open.
+  bool Complete();
+  // The data file for passthrough, when the cache has all of it.
+  absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenComplete();
+  // Bytes present in the cache or in memory, for status and xattrs.
+  uint64_t PresentBytes() const;
+  // The cache refused this object: read-ahead must fit in memory.
+  bool Uncached() const;
+
+ private:
+  friend class Flight;
+  friend class MemoryCache;
+  class PendingRead;
+
+  struct BlockState {
+    std::shared_ptr<Flight> flight;  // Null once the data is here.
+    BlockRef data;                   // In memory: on its way to the cache, or not kept by it.
+    std::vector<std::shared_ptr<PendingRead>> waiters;
+  };
+
+  uint64_t BlockCount() const { return (key_.size + kBlockSize - 1) / kBlockSize; }
+  uint64_t BlockBytes(uint64_t index) const;
+  std::shared_ptr<tier::CachedFile> cached() const;
+  // The cached file, admitted again if it was refused or evicted meanwhile.
+  std::shared_ptr<tier::CachedFile> CachedForFill();
+
+  // One pass of a read over memory, cache and store; called again if the cache lost a block.
+  void StartRead(std::shared_ptr<PendingRead> read);
+  void FinishRead(std::shared_ptr<PendingRead> read);
+  void ReadFromTier(std::shared_ptr<PendingRead> read);
+  void ReadSlot(const std::shared_ptr<tier::CachedFile>& file,
+                const std::shared_ptr<PendingRead>& read, size_t slot,
+                std::shared_ptr<Block> block);
+  void ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> read);
+
+  // Makes `read` wait for the missing blocks of [first, last], starting flights for those nobody
+  // fetches yet. Returns the flights to submit, after the lock is released.
+  struct Plan {
+    std::vector<std::shared_ptr<Flight>> start;
+    std::vector<std::shared_ptr<Flight>> promote;
+  };
+  Plan PlanRange(uint64_t first, uint64_t last, Priority priority,
+                 const std::shared_ptr<PendingRead>& read, const tier::CachedFile* cached)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Launch(Plan plan, Priority priority);
+
+  void OnBlock(uint64_t index, std::shared_ptr<Block> block);
+  // Ends the flight's blocks from `next` on: those waiting get `status`.
+  void OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status);
+  // A block only kept in memory goes: the budget is needed.
+  void DropFromMemory(uint64_t index);
+
+  const tier::FileKey key_;
+  const std::shared_ptr<store::Store> store_;
+  Shared* const shared_;
+  std::atomic<bool> stale_{false};  // The store has another version now.
+
+  mutable base::Mutex mutex_;
+  std::shared_ptr<tier::CachedFile> cached_ ABSL_GUARDED_BY(mutex_);
+  // Blocks in flight or in memory; all others are in the cache or missing.
+  absl::flat_hash_map<uint64_t, BlockState> blocks_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Blocks that the cache did not keep, oldest first out when memory is needed.
+class MemoryCache {
+ public:
+  // Keeps at most this share of the budget, so that fetches always find room.
+  explicit MemoryCache(BufferPool* pool) : blocks_max_(pool->budget_blocks() / 2) {}
+
+  void Add(std::weak_ptr<Object> object, uint64_t index);
+  // Drops the oldest block; false when there is none.
+  bool DropOldest();
+
+ private:
+  struct Kept {
+    std::weak_ptr<Object> object;
+    uint64_t index;
+  };
+  const uint64_t blocks_max_;
+  base::Mutex mutex_;
+  std::deque<Kept> kept_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace millrace::fetch

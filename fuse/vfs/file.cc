@@ -1,0 +1,128 @@
+#include "fuse/vfs/file.h"
+
+#include "common/base/log.h"
+
+namespace millrace::vfs {
+namespace {
+
+// Handles whose reads are told apart in one file; more share the pattern of handle 0.
+constexpr size_t kPatternsMax = 256;
+
+}  // namespace
+
+File::~File() {
+  base::MutexLock lock(&mutex_);
+  if (backing_id_ > 0) backing_->Close(backing_id_);
+}
+
+File::Opened File::Open() {
+  base::MutexLock lock(&mutex_);
+  const bool may_pass = backing_ != nullptr && opens_cached_ == 0;
+  if (may_pass && backing_id_ == 0) {
+    // The one call under this lock that enters the kernel: two opens at once must not register
+    // two backing files for one inode.
+    const absl::StatusOr<std::shared_ptr<const tier::OpenData>> data = object_->OpenComplete();
+    if (data.ok()) {
+      const absl::StatusOr<int> id = backing_->Open((*data)->fd());
+      if (id.ok()) backing_id_ = *id;
+    }
+  }
+  if (may_pass && backing_id_ > 0) {
+    ++opens_passthrough_;
+    return {OpenMode::kPassthrough, backing_id_};
+  }
+  ++opens_cached_;
+  return {OpenMode::kCached, 0};
+}
+
+bool File::Close(OpenMode mode, uint64_t handle) {
+  base::MutexLock lock(&mutex_);
+  uint64_t& opens = mode == OpenMode::kPassthrough ? opens_passthrough_ : opens_cached_;
+  if (opens > 0) --opens;
+  patterns_.erase(handle);
+  return opens_cached_ + opens_passthrough_ == 0;
+}
+
+bool File::IsOpen() const {
+  base::MutexLock lock(&mutex_);
+  return opens_cached_ + opens_passthrough_ > 0;
+}
+
+absl::InlinedVector<Range, 4> File::OnRead(uint64_t handle, uint64_t offset, uint64_t size,
+                                           uint64_t window_max) {
+  base::MutexLock lock(&mutex_);
+  auto found = patterns_.find(handle);
+  if (found == patterns_.end()) {
+    if (patterns_.size() >= kPatternsMax) handle = 0;
+    found = patterns_.try_emplace(handle).first;
+  }
+  return found->second.OnRead(offset, size, ref_.size, window_max);
+}
+
+bool File::KnownComplete() {
+  if (complete_.load(std::memory_order_relaxed)) return true;
+  if (!object_->Complete()) return false;
+  complete_.store(true, std::memory_order_relaxed);
+  return true;
+}
+
+std::shared_ptr<File> FileTable::Find(NodeId node) {
+  Shard& shard = ShardOf(node);
+  base::MutexLock lock(&shard.mutex);
+  const auto found = shard.files.find(node);
+  if (found == shard.files.end()) return nullptr;
+  shard.uses.splice(shard.uses.begin(), shard.uses, found->second.use);
+  return found->second.file;
+}
+
+std::shared_ptr<File> FileTable::Insert(NodeId node, std::shared_ptr<File> file) {
+  Shard& shard = ShardOf(node);
+  std::vector<std::shared_ptr<File>> dropped;  // Destroyed without the lock.
+  base::MutexLock lock(&shard.mutex);
+  const auto [at, inserted] = shard.files.try_emplace(node);
+  if (!inserted) return at->second.file;
+  shard.uses.push_front(node);
+  at->second = {file, shard.uses.begin()};
+  // Open files are passed over; a few steps per insertion keep the table at its bound.
+  auto oldest = shard.uses.end();
+  for (int step = 0; step < 4 && shard.files.size() > idle_max_ / kShards; ++step) {
+    --oldest;
+    if (*oldest == node) break;
+    const auto slot = shard.files.find(*oldest);
+    if (slot->second.file->IsOpen()) continue;
+    dropped.push_back(std::move(slot->second.file));
+    shard.files.erase(slot);
+    oldest = shard.uses.erase(oldest);
+  }
+  return file;
+}
+
+void FileTable::Drop(NodeId node) {
+  std::shared_ptr<File> dropped;
+  Shard& shard = ShardOf(node);
+  base::MutexLock lock(&shard.mutex);
+  const auto found = shard.files.find(node);
+  if (found == shard.files.end() || found->second.file->IsOpen()) return;
+  dropped = std::move(found->second.file);
+  shard.uses.erase(found->second.use);
+  shard.files.erase(found);
+}
+
+void FileTable::DropIf(absl::FunctionRef<bool(const File&)> match) {
+  for (Shard& shard : shards_) {
+    std::vector<std::shared_ptr<File>> dropped;
+    base::MutexLock lock(&shard.mutex);
+    for (auto use = shard.uses.begin(); use != shard.uses.end();) {
+      const auto slot = shard.files.find(*use);
+      if (slot->second.file->IsOpen() || !match(*slot->second.file)) {
+        ++use;
+        continue;
+      }
+      dropped.push_back(std::move(slot->second.file));
+      shard.files.erase(slot);
+      use = shard.uses.erase(use);
+    }
+  }
+}
+
+}  // namespace millrace::vfs

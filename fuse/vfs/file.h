@@ -1,0 +1,109 @@
+// The files that are open or were read lately, by node.
+//
+// Handles carry no state that a successor of this process could not make anew: a handle is a
+// number, and all that is known about it here is how it reads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+
+#include "absl/container/flat_hash_map.h"
+#include "cache/fetch/object.h"
+#include "common/base/mutex.h"
+#include "fuse/vfs/read_pattern.h"
+#include "fuse/vfs/tree.h"
+
+namespace millrace::vfs {
+
+// SEAM: registers cache files with the kernel for passthrough. Safe for concurrent use.
+class BackingFiles {
+ public:
+  virtual ~BackingFiles() = default;
+  // The kernel's id (> 0) for the file behind `fd`, which may be closed afterwards.
+  virtual absl::StatusOr<int> Open(int fd) = 0;
+  virtual void Close(int backing_id) = 0;
+};
+
+// How an open file is served, decided at its first open and kept while any open lasts: the kernel
+// refuses (EIO) to mix the two on one inode.
+enum class OpenMode : uint8_t { kCached, kPassthrough };
+
+class File {
+ public:
+  File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* backing)
+      : ref_(std::move(ref)), object_(std::move(object)), backing_(backing) {}
+  ~File();
+
+  const FileRef& ref() const { return ref_; }
+  fetch::Object& object() { return *object_; }
+
+  // Counts an open. Passthrough when the cache has the whole file and the kernel takes it.
+  struct Opened {
+    OpenMode mode = OpenMode::kCached;
+    int backing_id = 0;
+  };
+  Opened Open();
+  // The opposite. True when no open is left.
+  bool Close(OpenMode mode, uint64_t handle);
+  bool IsOpen() const;
+
+  // What to fetch ahead, by handle; 0 stands for all readers of a mount without OPEN.
+  absl::InlinedVector<Range, 4> OnRead(uint64_t handle, uint64_t offset, uint64_t size,
+                                       uint64_t window_max);
+
+  // True once: this read is the first that had to go to the store.
+  bool FirstMiss() { return !missed_.exchange(true, std::memory_order_relaxed); }
+
+  // Complete in the cache, remembered: the answer does not change back while the object holds
+  // the cached file.
+  bool KnownComplete();
+
+ private:
+  const FileRef ref_;
+  const std::shared_ptr<fetch::Object> object_;
+  BackingFiles* const backing_;  // Null: no passthrough.
+  std::atomic<bool> missed_{false};
+  std::atomic<bool> complete_{false};
+
+  mutable base::Mutex mutex_;
+  uint64_t opens_cached_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t opens_passthrough_ ABSL_GUARDED_BY(mutex_) = 0;
+  int backing_id_ ABSL_GUARDED_BY(mutex_) = 0;  // Kept for the next open; 0: none.
+  absl::flat_hash_map<uint64_t, ReadPattern> patterns_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Keeps every open file, and up to `idle_max` others, least recently used out first.
+// Thread-safe.
+class FileTable {
+ public:
+  explicit FileTable(size_t idle_max) : idle_max_(idle_max) {}
+
+  std::shared_ptr<File> Find(NodeId node);
+  // The file of `node`: the one already there, or `file`.
+  std::shared_ptr<File> Insert(NodeId node, std::shared_ptr<File> file);
+  // Lets go of a file unless it is open (its cached data was evicted, its node forgotten).
+  void Drop(NodeId node);
+  // Lets go of all that are not open and whose `match` is true.
+  void DropIf(absl::FunctionRef<bool(const File&)> match);
+
+ private:
+  // Sixteen tables, so that threads do not meet.
+  static constexpr size_t kShards = 16;
+  struct Shard {
+    base::Mutex mutex;
+    struct Slot {
+      std::shared_ptr<File> file;
+      std::list<NodeId>::iterator use;
+    };
+    absl::flat_hash_map<NodeId, Slot> files ABSL_GUARDED_BY(mutex);
+    std::list<NodeId> uses ABSL_GUARDED_BY(mutex);  // Most recent first.
+  };
+  Shard& ShardOf(NodeId node) { return shards_[(node ^ node >> 32) % kShards]; }
+
+  const size_t idle_max_;
+  std::array<Shard, kShards> shards_;
+};
+
+}  // namespace millrace::vfs

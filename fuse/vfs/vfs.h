@@ -1,0 +1,134 @@
+// The file system of one mount, without FUSE: what each request means. The adapter translates.
+//
+// Names come from the tree (tree.h), bytes from the objects (cache/fetch); this class joins the
+// two: how a file is opened, what is fetched ahead, what is counted.
+//
+// Thread-safe. Methods with a callback answer inline when they can, else from another thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "cache/fetch/object.h"
+#include "common/base/mutex.h"
+#include "fuse/vfs/file.h"
+#include "fuse/vfs/look_ahead.h"
+#include "fuse/vfs/tree.h"
+
+namespace millrace::vfs {
+
+// What a mount's files are like decides how they are opened (ARCHITECTURE.md has the figures).
+enum class Profile : uint8_t {
+  // No OPEN at all, page cache kept: hot small files at native speed. Holds for the whole mount.
+  kSmallFiles,
+  // OPEN with passthrough: a complete file is read at native speed at any temperature.
+  kLargeFiles,
+  // Decided from a sample of the source before the first OPEN is answered.
+  kAuto,
+};
+absl::string_view ProfileName(Profile profile);  // "small-files", …
+
+// Small files, if at least nine of ten files are below 1 MiB and they hold half of the bytes.
+// An empty sample says large files: passthrough is never slow.
+Profile ChooseProfile(const std::vector<store::Entry>& sample);
+
+// Told of every read that reached this process. Called on the hot path: be quick.
+class ReadObserver {
+ public:
+  virtual ~ReadObserver() = default;
+  virtual void OnRead(size_t source, fetch::Origin origin, uint64_t bytes,
+                      absl::Duration duration) = 0;
+  virtual void OnPassthroughOpen(size_t source, uint64_t file_size) = 0;
+};
+
+struct VfsOptions {
+  Profile profile = Profile::kAuto;
+  bool look_ahead = true;
+  size_t idle_files_max = 65'536;  // FileTable.
+  BackingFiles* backing = nullptr;  // Null: no passthrough.
+  ReadObserver* observer = nullptr;
+};
+
+class Vfs {
+ public:
+  // `tree`, `shared` and what the options point to must outlive the Vfs. `sources` are the tree's.
+  Vfs(VfsOptions options, Tree* tree, std::vector<store::OpenedSource> sources,
+      fetch::Shared* shared);
+  ~Vfs();
+
+  Tree& tree() { return *tree_; }
+
+  // Ends the wait of the opens that came before the profile was known. For kAuto, once.
+  void SetProfile(Profile profile);
+  Profile profile() const { return profile_.load(std::memory_order_acquire); }
+
+  struct OpenReply {
+    bool without_open = false;  // Answer ENOSYS: this mount answers no OPEN.
+    uint64_t handle = 0;
+    OpenMode mode = OpenMode::kCached;
+    int backing_id = 0;
+  };
+  using OpenDone = absl::AnyInvocable<void(absl::StatusOr<OpenReply>) &&>;
+  void Open(NodeId node, OpenDone done);
+  void Release(NodeId node, uint64_t handle, OpenMode mode);
+
+  // `handle` is what Open gave, 0 in a mount without OPEN.
+  void Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
+            fetch::ReadCallback done);
+
+  void Forget(NodeId node, uint64_t count);
+
+  // user.millrace.version, .source, .cached. NotFound (ENODATA) for any other.
+  absl::StatusOr<std::string> GetXattr(NodeId node, absl::string_view name);
+  std::vector<std::string> ListXattrs(NodeId node);
+
+  // Loads everything at or below the paths into the cache, bulk priority, and reports.
+  struct WarmProgress {
+    uint64_t files_done = 0, files_total = 0;
+    uint64_t bytes_done = 0, bytes_total = 0;
+    uint64_t files_failed = 0;
+  };
+  // `report` runs on the calling thread about every 200 ms; false stops the load (Cancelled).
+  absl::StatusOr<WarmProgress> Warm(const std::vector<std::string>& paths,
+                                    absl::FunctionRef<bool(const WarmProgress&)> report);
+
+  // Drops what is cached at or below `path` (a path inside the mount). Returns the bytes freed.
+  absl::StatusOr<uint64_t> Evict(absl::string_view path);
+
+  struct Stats {
+    uint64_t opens_passthrough = 0;
+    uint64_t opens_cached = 0;
+  };
+  Stats stats() const;
+
+ private:
+  std::shared_ptr<File> FileOf(const FileRef& ref);
+  absl::StatusOr<std::shared_ptr<File>> FileOf(NodeId node);
+  std::shared_ptr<fetch::Object> ObjectOf(const FileRef& ref);
+  void AnswerOpen(NodeId node, OpenDone done);
+  // What a read tells about the reads to come.
+  void ReadAhead(File& file, uint64_t handle, uint64_t offset, uint64_t size);
+  bool FetchSibling(const FileRef& ref, std::function<void()> done);
+
+  const VfsOptions options_;
+  Tree* const tree_;
+  const std::vector<store::OpenedSource> sources_;
+  fetch::Shared* const shared_;
+
+  std::atomic<Profile> profile_;
+  base::Mutex profile_mutex_;
+  std::vector<std::pair<NodeId, OpenDone>> waiting_opens_ ABSL_GUARDED_BY(profile_mutex_);
+
+  FileTable files_;
+  LookAhead look_ahead_;
+  std::atomic<uint64_t> next_handle_{1};
+  std::atomic<uint64_t> opens_passthrough_{0};
+  std::atomic<uint64_t> opens_cached_{0};
+};
+
+}  // namespace millrace::vfs

@@ -1,0 +1,101 @@
+// Vfs::Warm: the bulk load behind `millrace warm`.
+#include <algorithm>
+
+#include "common/base/clock.h"
+#include "common/base/status_macros.h"
+#include "fuse/vfs/vfs.h"
+
+namespace millrace::vfs {
+namespace {
+
+// One step of a large file; small files are one step each.
+constexpr uint64_t kStep = 32 << 20;
+constexpr size_t kStepsMax = 32;
+constexpr absl::Duration kReportEvery = absl::Milliseconds(200);
+
+// Counts the steps on their way; outlives a Warm that was cancelled.
+struct Gate {
+  base::Mutex mutex;
+  base::CondVar changed;
+  size_t steps ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t bytes_done ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t files_done ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t files_failed ABSL_GUARDED_BY(mutex) = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& paths,
+                                            absl::FunctionRef<bool(const WarmProgress&)> report) {
+  base::Clock* const clock = base::RealClock();
+  const auto gate = std::make_shared<Gate>();
+  WarmProgress progress;
+  absl::Duration last_report = clock->Monotonic();
+  bool cancelled = false;
+  const auto tell = [&](bool now) {
+    if (!now && clock->Monotonic() - last_report < kReportEvery) return;
+    last_report = clock->Monotonic();
+    {
+      base::MutexLock lock(&gate->mutex);
+      progress.bytes_done = gate->bytes_done;
+      progress.files_done = gate->files_done;
+      progress.files_failed = gate->files_failed;
+    }
+    if (!report(progress)) cancelled = true;
+  };
+
+  // First how much there is: the tree keeps the names, so the second walk costs little.
+  for (const std::string& path : paths) {
+    RETURN_IF_ERROR(tree_->Walk(path, [&](const FileRef& ref) {
+      ++progress.files_total;
+      progress.bytes_total += ref.size;
+      tell(false);
+      return !cancelled;
+    }));
+  }
+  const auto wait_below = [&](size_t limit) {
+    while (!cancelled) {
+      tell(false);
+      base::MutexLock lock(&gate->mutex);
+      if (gate->steps < limit) return;
+      gate->changed.WaitFor(&gate->mutex, kReportEvery);
+    }
+  };
+  for (const std::string& path : paths) {
+    RETURN_IF_ERROR(tree_->Walk(path, [&](const FileRef& ref) {
+      const std::shared_ptr<File> file = FileOf(ref);
+      if (ref.size == 0) {
+        base::MutexLock lock(&gate->mutex);
+        ++gate->files_done;
+      }
+      // Whether a step of this file failed, shared by its steps.
+      const auto failed = std::make_shared<std::atomic<bool>>(false);
+      for (uint64_t offset = 0; offset < ref.size && !cancelled; offset += kStep) {
+        wait_below(kStepsMax);
+        const uint64_t size = std::min(kStep, ref.size - offset);
+        const bool last = offset + size == ref.size;
+        {
+          base::MutexLock lock(&gate->mutex);
+          ++gate->steps;
+        }
+        file->object().Prefetch(offset, size, fetch::Priority::kBulk,
+                                [gate, file, failed, size, last](const absl::Status& status) {
+                                  if (!status.ok()) failed->store(true);
+                                  base::MutexLock lock(&gate->mutex);
+                                  --gate->steps;
+                                  if (status.ok()) gate->bytes_done += size;
+                                  if (last) ++(failed->load() ? gate->files_failed
+                                                              : gate->files_done);
+                                  gate->changed.NotifyAll();
+                                });
+      }
+      return !cancelled;
+    }));
+  }
+  wait_below(1);
+  if (cancelled) return absl::CancelledError("the load was stopped");
+  tell(true);
+  return progress;
+}
+
+}  // namespace millrace::vfs
