@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
@@ -43,13 +43,57 @@ enum Operation : size_t {
   kOpendir, kReaddir, kReleasedir, kStatfs, kXattr,
 };
 
-// A request that may be answered later: by its completion, or by the kernel's wish to interrupt
-// it, whichever is first.
-struct PendingReply {
-  explicit PendingReply(fuse_req_t request) : request(request) {}
-  bool Claim() { return !answered.exchange(true, std::memory_order_acq_rel); }
-  const fuse_req_t request;
-  std::atomic<bool> answered{false};
+// A read that may be answered by its completion or by the kernel's wish to interrupt it, whichever
+// comes first. An application that is killed while the store hangs goes away at once.
+class PendingRead : public std::enable_shared_from_this<PendingRead> {
+ public:
+  explicit PendingRead(fuse_req_t request) : request_(request) {}
+
+  // True for the one who may answer.
+  bool Claim() {
+    base::MutexLock lock(&mutex_);
+    return !std::exchange(answered_, true);
+  }
+  // After the read was started and not answered inline: hear of interrupts. While this holds the
+  // lock nobody can answer, so libfuse's request lives.
+  template <typename Register>
+  void IfUnanswered(Register registration) {
+    base::MutexLock lock(&mutex_);
+    if (!answered_) registration();
+  }
+  fuse_req_t request() const { return request_; }
+
+ private:
+  const fuse_req_t request_;
+  base::Mutex mutex_;
+  bool answered_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Slow reads by request, for the interrupts that name them. Thread-safe.
+class SlowReads {
+ public:
+  void Add(fuse_req_t request, std::weak_ptr<PendingRead> read) {
+    base::MutexLock lock(&mutex_);
+    reads_[request] = std::move(read);
+    count_.store(reads_.size(), std::memory_order_release);
+  }
+  void Remove(fuse_req_t request) {
+    // The common read was never slow.
+    if (count_.load(std::memory_order_acquire) == 0) return;
+    base::MutexLock lock(&mutex_);
+    reads_.erase(request);
+    count_.store(reads_.size(), std::memory_order_release);
+  }
+  std::shared_ptr<PendingRead> Find(fuse_req_t request) {
+    base::MutexLock lock(&mutex_);
+    const auto found = reads_.find(request);
+    return found == reads_.end() ? nullptr : found->second.lock();
+  }
+
+ private:
+  std::atomic<size_t> count_{0};
+  base::Mutex mutex_;
+  absl::flat_hash_map<fuse_req_t, std::weak_ptr<PendingRead>> reads_ ABSL_GUARDED_BY(mutex_);
 };
 
 class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFiles {
@@ -96,6 +140,7 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   }
 
  private:
+  void Interrupt(fuse_req_t request);
   struct stat StatOf(const vfs::Attributes& attributes) const;
   fuse_entry_param EntryOf(const vfs::Attributes& attributes) const;
   void Serve();
@@ -111,6 +156,7 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   OperationCounts operations_ = {};
   std::unique_ptr<vfs::Vfs> vfs_;
   std::vector<std::thread> threads_;
+  SlowReads slow_reads_;
   Notifier notifier_;
 
   base::Mutex mutex_;
@@ -257,9 +303,7 @@ void FuseMount::Init(fuse_conn_info* connection) {
   // The kernel offers passthrough to anybody; registering a backing file takes CAP_SYS_ADMIN.
   features_.passthrough = options_.passthrough && geteuid() == 0 &&
                           fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
-  // One more layer than the cache's own file system, so that it may be an overlayfs (a container's
-  // root), itself one deep.
-  if (features_.passthrough) connection->max_backing_stack_depth = 2;
+  if (features_.passthrough) connection->max_backing_stack_depth = options_.backing_stack_depth;
   vfs_ = make_vfs_(features_.passthrough ? this : nullptr);
   vfs_->tree().SetInvalidator(this);
 }
@@ -338,20 +382,40 @@ void FuseMount::OpenFile(fuse_req_t request, fuse_ino_t node, const fuse_file_in
 
 void FuseMount::Read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
                      uint64_t handle) {
-  const auto pending = std::make_shared<PendingReply>(request);
+  const auto pending = std::make_shared<PendingRead>(request);
   vfs_->Read(node, handle >> 1, static_cast<uint64_t>(offset), size,
-             [pending](absl::StatusOr<fetch::ReadResult> result) {
+             [this, pending](absl::StatusOr<fetch::ReadResult> result) {
                if (!pending->Claim()) return;
+               slow_reads_.Remove(pending->request());
                if (!result.ok()) {
-                 fuse_reply_err(pending->request, ErrnoFor(result.status()));
+                 fuse_reply_err(pending->request(), ErrnoFor(result.status()));
                  return;
                }
                absl::InlinedVector<iovec, 10> pieces;
                for (const absl::Span<const char> piece : result->pieces) {
                  pieces.push_back({const_cast<char*>(piece.data()), piece.size()});
                }
-               fuse_reply_iov(pending->request, pieces.data(), static_cast<int>(pieces.size()));
+               fuse_reply_iov(pending->request(), pieces.data(), static_cast<int>(pieces.size()));
              });
+  pending->IfUnanswered([this, &pending] {
+    slow_reads_.Add(pending->request(), pending);
+    fuse_req_interrupt_func(
+        pending->request(),
+        [](fuse_req_t interrupted, void* self) {
+          static_cast<FuseMount*>(self)->Interrupt(interrupted);
+        },
+        this);
+  });
+}
+
+void FuseMount::Interrupt(fuse_req_t request) {
+  // libfuse calls with the request's lock held: the answer has to come from elsewhere.
+  notifier_.Post([this, request] {
+    const std::shared_ptr<PendingRead> read = slow_reads_.Find(request);
+    if (read == nullptr || !read->Claim()) return;
+    slow_reads_.Remove(request);
+    fuse_reply_err(request, EINTR);
+  });
 }
 
 void FuseMount::Release(fuse_req_t request, fuse_ino_t node, const fuse_file_info& info) {
@@ -588,7 +652,6 @@ void FuseMount::Stop() {
 
 FuseMount::~FuseMount() {
   if (session_ == nullptr) return;
-  if (vfs_ != nullptr) vfs_->tree().SetInvalidator(nullptr);
   Stop();
   for (std::thread& thread : threads_) thread.join();
   // Files close their backing ids through the session.

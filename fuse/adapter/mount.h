@@ -23,6 +23,9 @@ struct MountOptions {
   uint32_t directory_mode = 0555;
   bool allow_other = true;
   bool passthrough = true;  // Asked for where the kernel and our rights allow it.
+  // How deep the file systems of the cache may be stacked for passthrough: 1, or 2 when a tier is
+  // on an overlayfs (a container's root). At 2 nothing can be stacked on the mount itself.
+  uint32_t backing_stack_depth = 1;
   size_t threads = 8;
   // Pages the kernel reads ahead; bdi attribute, needs root. One request carries at most 1 MiB.
   uint32_t read_ahead_kib = 4096;
