@@ -65,37 +65,44 @@ class Invalidator {
 };
 
 struct TreeOptions {
-  std::vector<store::OpenedSource> sources;  // One without a name, or any number with names.
+  std::vector<store::OpenedSource> sources;    // One without a name, or any number with names.
   absl::Duration refresh = absl::Seconds(60);  // absl::InfiniteDuration(): never list again.
   size_t threads = 8;                          // For calls to the stores.
   uint64_t entries_max = 50'000'000;           // Bound of what is kept; least used directories go.
   base::Clock* clock = base::RealClock();
+  // Refreshes in the background. Tests that move `clock` by hand turn it off and call Refresh.
+  bool refresh_thread = true;
 };
 
 struct TreeStats {
-  uint64_t directories = 0;
-  uint64_t files = 0;
-  uint64_t names_hidden = 0;  // Left out by name_rules.h.
-  uint64_t listings = 0;
+  uint64_t directories = 0;   // Listed and kept now.
+  uint64_t files = 0;         // In these.
+  uint64_t names_hidden = 0;  // In these, left out by name_rules.h.
+  uint64_t listings = 0;      // Completed since the start, refreshes included.
   uint64_t changes = 0;       // New versions, removed and added names seen by a refresh.
 };
 
-// A listing that is being read. Entries have stable positions: `offset` of ReadDir is what the
-// sink got with the last entry it took; 0 starts (and re-reads). A directory handle sees the
-// directory as it was when the handle was opened, plus pages still arriving.
+// A listing that is being read. Entries have stable positions: `offset` of ReadDirectory is what
+// the sink got with the last entry it took. Offset 0 takes the listing that serves then (so
+// rewinddir sees what is new); from there on the handle sees the directory as it was at that
+// moment, plus pages still arriving, whatever a refresh finds meanwhile. May outlive the tree.
 class DirectoryHandle;
 
 class Tree {
  public:
   virtual ~Tree() = default;
 
+  // Starts threads: call it after a process has forked for the last time. The destructor ends
+  // calls to the stores, answers what still waits with Cancelled, and returns when every callback
+  // has returned.
   static std::unique_ptr<Tree> Create(TreeOptions options);
 
   // Before the first request; `invalidator` must outlive the tree. May be null.
   virtual void SetInvalidator(Invalidator* invalidator) = 0;
 
-  // NotFound for a name that is not there; Unavailable and so on from the store. On success the
-  // node's lookup count grew by one: the kernel gives it back with Forget.
+  // NotFound for a name that is not there, and for an unknown parent; Unavailable and so on from
+  // the store. On success the node's lookup count grew by one: the kernel gives it back with
+  // Forget.
   using LookupDone = absl::AnyInvocable<void(absl::StatusOr<Attributes>) &&>;
   virtual void Lookup(NodeId parent, absl::string_view name, LookupDone done) = 0;
 
@@ -114,6 +121,7 @@ class Tree {
   // NotFound for an unknown source name.
   virtual absl::StatusOr<std::vector<SourcePath>> Resolve(absl::string_view path) = 0;
 
+  // NotFound for an unknown id, FailedPrecondition for a file.
   virtual absl::StatusOr<std::shared_ptr<DirectoryHandle>> OpenDirectory(NodeId node) = 0;
 
   // Feeds entries from `offset` to `sink` until it returns false or no entry is at hand; waits for
@@ -130,14 +138,23 @@ class Tree {
   virtual void ReadDirectory(const std::shared_ptr<DirectoryHandle>& handle, uint64_t offset,
                              bool plus, EntrySink sink, ReadDone done) = 0;
 
-  // Files of the directory that holds `node`, in listing order, starting after `cursor` (an index;
-  // updated): candidates for look-ahead. Only what is known already; empty at the end.
+  // Files of the directory that holds `node`, in listing order: candidates for look-ahead. `cursor`
+  // is an index into the listing and is moved behind what was returned; kAfterNode starts behind
+  // `node` itself, 0 with the directory's first file. Only what is known already; empty at the end.
+  static constexpr size_t kAfterNode = SIZE_MAX;
   virtual std::vector<FileRef> Siblings(NodeId node, size_t* cursor, size_t max) = 0;
 
   // Walks everything at or below `path` ("" for all; a path inside the mount), listing as needed,
-  // blocking, `visit` per file until it returns false: for `millrace warm`.
+  // blocking, `visit` per file until it returns false: for `millrace warm`. Depth first, in listing
+  // order, in memory bounded by the depth. InvalidArgument for "." and ".." in `path`, NotFound;
+  // the first error of a store ends the walk. A directory that vanishes meanwhile is passed over.
   virtual absl::Status Walk(absl::string_view path,
                             absl::FunctionRef<bool(const FileRef&)> visit) = 0;
+
+  // Lists `directory` again now, blocking, and returns when the changes were delivered to the
+  // Invalidator. OK, and nothing done, when there is no listing that could be old. An error leaves
+  // the old listing in place.
+  virtual absl::Status Refresh(NodeId directory) = 0;
 
   virtual TreeStats Stats() const = 0;
 };

@@ -1,0 +1,155 @@
+// The nodes of a tree: what the kernel's node ids stand for.
+//
+// Why so compact. A mount shows directories of millions of files, and every one is a node as long
+// as its directory's listing is kept. A node is one allocation of 44 bytes and its name and
+// version, which in the common forms (32 hexadecimal digits; "<mtime ns>-<size>") take 16 and 0
+// bytes. It holds no path: a parent pointer and a name give it.
+//
+// Lifetime. A node lives while it is pinned (by a listing, a child, a Directory, a caller) or
+// while the kernel holds lookups of it. Everything but the counts and a directory's mtime is
+// constant.
+//
+// Threads. NodeTable is safe for concurrent use; locks are per shard of the ids and held for a few
+// instructions.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/string_view.h"
+#include "common/base/mutex.h"
+#include "fuse/vfs/tree.h"
+
+namespace millrace::vfs {
+
+class Node;
+
+// What a node is made of.
+struct NodeSpec {
+  NodeId id = 0;           // Wanted; another is taken when a different live node has it.
+  Node* parent = nullptr;  // Null only for the mount's root.
+  absl::string_view name;  // At most 255 bytes.
+  bool is_directory = false;
+  bool is_source_root = false;  // `size` is then the index of the source.
+  uint64_t size = 0;
+  int64_t mtime_ns = 0;
+  absl::string_view version;  // At most 65,535 bytes; empty for directories.
+};
+
+class Node {
+ public:
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  NodeId id() const { return id_; }
+  Node* parent() const { return parent_; }
+  absl::string_view name() const { return absl::string_view(text_, name_size_); }
+  bool is_directory() const { return (flags_ & kDirectory) != 0; }
+  bool is_source_root() const { return (flags_ & kSourceRoot) != 0; }
+  size_t source() const { return static_cast<size_t>(size_); }  // REQUIRES: is_source_root().
+  std::string version() const;
+  uint64_t size() const { return size_; }
+  int64_t mtime_ns() const { return mtime_ns_.load(std::memory_order_relaxed); }
+  Attributes attributes() const;
+  uint64_t lookups() const { return counts_.load(std::memory_order_relaxed) >> kLookupShift; }
+
+  // Whether a listing's entry of this parent is this node: same name, kind, version and size. A
+  // directory is the same whatever its mtime.
+  bool Is(const NodeSpec& spec) const;
+
+  // Directories only: their mtime is no part of their identity.
+  void set_mtime_ns(int64_t mtime_ns) { mtime_ns_.store(mtime_ns, std::memory_order_relaxed); }
+
+ private:
+  friend class NodeTable;
+
+  enum Flag : uint8_t {
+    kDirectory = 1,
+    kSourceRoot = 2,
+    kVersionHex = 4,      // 32 lower-case hexadecimal digits, kept as 16 bytes.
+    kVersionDerived = 8,  // "<mtime ns>-<size>", kept as nothing.
+  };
+  // Pins in the low half, lookups in the high half: one word, so that "none of either" is one test.
+  static constexpr int kLookupShift = 32;
+  static constexpr uint64_t kPin = 1;
+  static constexpr uint64_t kLookup = uint64_t{1} << kLookupShift;
+
+  Node() = default;
+  static Node* New(const NodeSpec& spec, NodeId id);
+  static void Delete(Node* node);
+  bool VersionIs(const NodeSpec& spec) const;
+
+  std::atomic<uint64_t> counts_ = 0;
+  NodeId id_ = 0;
+  Node* parent_ = nullptr;  // Pinned by this node.
+  uint64_t size_ = 0;
+  std::atomic<int64_t> mtime_ns_ = 0;
+  uint16_t version_size_ = 0;  // As kept.
+  uint8_t name_size_ = 0;
+  uint8_t flags_ = 0;
+  char text_[];  // Name, then version.
+};
+
+// The path of `node` below its source's root, and the root's node. REQUIRES: `node` is pinned and
+// at or below a source's root.
+std::string PathOf(const Node* node, const Node** source_root);
+
+class NodeTable {
+ public:
+  NodeTable() = default;
+  // REQUIRES: every pin was given back. Nodes that the kernel still holds are freed.
+  ~NodeTable();
+
+  // The live node of this identity, or a new one; pinned once for the caller. A new node pins
+  // `spec.parent`, which the caller has pinned.
+  Node* FindOrCreate(const NodeSpec& spec);
+
+  // The node, pinned, or null.
+  Node* Find(NodeId id);
+
+  bool GetAttributes(NodeId id, Attributes* attributes);
+
+  // REQUIRES: the caller holds a pin, or knows one that outlasts the call.
+  void Pin(Node* node) { node->counts_.fetch_add(Node::kPin, std::memory_order_relaxed); }
+  void AddLookups(Node* node, uint64_t count);
+
+  void Unpin(Node* node);
+
+  // Takes `count` lookups back; more than there are, and unknown ids, do no harm.
+  void Forget(NodeId id, uint64_t count);
+
+  size_t size() const;
+
+ private:
+  // Ids are hashes already.
+  static NodeId IdOf(const Node* node) { return node->id(); }
+  static NodeId IdOf(NodeId id) { return id; }
+  struct Hash {
+    using is_transparent = void;
+    template <typename T>
+    size_t operator()(const T& key) const {
+      return IdOf(key);
+    }
+  };
+  struct Equal {
+    using is_transparent = void;
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      return IdOf(a) == IdOf(b);
+    }
+  };
+  struct alignas(64) Shard {
+    mutable base::Mutex mutex;
+    absl::flat_hash_set<Node*, Hash, Equal> nodes ABSL_GUARDED_BY(mutex);
+  };
+  static constexpr int kShardBits = 6;
+
+  Shard& ShardOf(NodeId id) { return shards_[id >> (64 - kShardBits)]; }
+
+  std::array<Shard, size_t{1} << kShardBits> shards_;
+};
+
+}  // namespace millrace::vfs
