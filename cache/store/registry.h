@@ -13,7 +13,10 @@ namespace millrace::store {
 // What a source URL said, taken apart (uri.h) and checked.
 struct Source {
   std::string name;  // NAME of NAME=URL; empty for a source that is the root of the mount.
-  std::string url;   // As given, without options: names the source in logs, status, cache files.
+  std::string url;   // As given, without options: names the source in logs and status.
+  // The same with the endpoint where one was given: two buckets of one name on two servers differ
+  // in it. Names the source in cache files.
+  std::string identity;
 };
 
 // Parses "URL" or "NAME=URL", builds the store with its options ("?endpoint=…&region=…") and
@@ -40,5 +43,24 @@ struct RetryOptions {
   absl::Duration try_timeout = absl::Seconds(20);  // One try without a byte of progress.
 };
 std::shared_ptr<Store> NewRetryingStore(std::shared_ptr<Store> store, const RetryOptions& options);
+
+// Told of each call a store has answered, from the thread that made it. Safe for concurrent use.
+class StoreObserver {
+ public:
+  virtual ~StoreObserver() = default;
+  struct Call {
+    absl::string_view store;      // Store::kind().
+    absl::string_view operation;  // "list", "stat", "get", "sample".
+    absl::StatusCode code = absl::StatusCode::kOk;
+    uint64_t bytes_in = 0;  // Of object bodies.
+    absl::Duration elapsed;
+  };
+  virtual void OnCall(const Call& call) = 0;
+};
+
+// A store that reports each call to `observer`, which must outlive it. Put it below the retrying
+// store to count every try:
+//   NewRetryingStore(NewCountingStore(opened.store, &observer), retry)
+std::shared_ptr<Store> NewCountingStore(std::shared_ptr<Store> store, StoreObserver* observer);
 
 }  // namespace millrace::store

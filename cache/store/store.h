@@ -51,7 +51,8 @@ struct Entry {
 
 // Limits of one call.
 struct CallOptions {
-  absl::Duration timeout = absl::Seconds(60);      // For the whole call.
+  absl::Duration timeout = absl::Seconds(60);        // For the whole call.
+  absl::Duration stall_timeout = absl::Seconds(20);  // Without a byte: Unavailable.
   const std::atomic<bool>* cancelled = nullptr;    // Polled at least every second; may be null.
 };
 

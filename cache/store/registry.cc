@@ -1,0 +1,76 @@
+#include "cache/store/registry.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "cache/store/file_store.h"
+#include "cache/store/http_answer.h"
+#include "cache/store/s3_options.h"
+#include "cache/store/s3_store.h"
+#include "cache/store/uri.h"
+#include "common/base/status_macros.h"
+
+namespace millrace::store {
+namespace {
+
+absl::StatusOr<std::shared_ptr<Store>> OpenFile(const Uri& uri) {
+  RETURN_IF_ERROR(CheckOptions(uri, {}));
+  if (!uri.authority.empty() && uri.authority != "localhost") {
+    return absl::InvalidArgumentError(
+        absl::StrCat(uri.text, ": a file URL has three slashes; did you mean file:///",
+                     uri.authority, "/", uri.path, "?"));
+  }
+  return NewFileStore(absl::StrCat("/", uri.path));
+}
+
+absl::StatusOr<std::shared_ptr<Store>> OpenS3(const Uri& uri) {
+  ASSIGN_OR_RETURN(S3Options options, S3OptionsFromUri(uri, ProcessEnvironment()));
+  return NewS3Store(std::move(options));
+}
+
+struct Scheme {
+  absl::string_view name;
+  absl::StatusOr<std::shared_ptr<Store>> (*open)(const Uri& uri);
+};
+
+// A new kind of store is a line here.
+constexpr Scheme kSchemes[] = {
+    {"file", &OpenFile},
+    {"s3", &OpenS3},
+    {"oss", &OpenS3},
+};
+
+absl::Status UnknownScheme(const Uri& uri) {
+  std::string known;
+  for (const Scheme& scheme : kSchemes) {
+    absl::StrAppend(&known, known.empty() ? "" : ", ", scheme.name, "://");
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("no store is named ", uri.scheme, "://; known are ", known));
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedSource> OpenSource(absl::string_view text) {
+  ASSIGN_OR_RETURN(const Uri uri, ParseUri(text));
+  for (const Scheme& scheme : kSchemes) {
+    if (scheme.name != uri.scheme) continue;
+    OpenedSource opened;
+    opened.source.name = uri.name;
+    opened.source.url = uri.text;
+    const absl::string_view endpoint = OptionOr(uri, "endpoint", "");
+    opened.source.identity =
+        endpoint.empty() ? uri.text : absl::StrCat(uri.text, "?endpoint=", endpoint);
+    ASSIGN_OR_RETURN(opened.store, scheme.open(uri));
+    return opened;
+  }
+  return UnknownScheme(uri);
+}
+
+absl::Status CheckAccess(const OpenedSource& source, const CallOptions& call) {
+  return source.store->List("", "", 1, call).status();
+}
+
+}  // namespace millrace::store
