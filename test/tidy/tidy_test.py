@@ -17,7 +17,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 COLUMNS_MAX = 100
 LINES_HINT = 800
 
-COMMON = {"common/base", "common/io", "common/http", "common/metrics"}
+COMMON = {"common/base", "common/control", "common/io", "common/http", "common/metrics"}
 CACHE = {"cache/store", "cache/tier", "cache/fetch"}
 FUSE = {"fuse/vfs", "fuse/adapter", "fuse/daemon"}
 EVERYTHING = COMMON | CACHE | FUSE | {"cli", "bench", "test"}
@@ -25,6 +25,7 @@ EVERYTHING = COMMON | CACHE | FUSE | {"cli", "bench", "test"}
 # The rooms, and which other rooms each may include. Nothing sees test and bench.
 MAY_INCLUDE = {
     "common/base": set(),
+    "common/control": {"common/base"},
     "common/io": {"common/base"},
     "common/http": {"common/base"},
     "common/metrics": {"common/base"},
