@@ -54,6 +54,13 @@ class PendingRead : public std::enable_shared_from_this<PendingRead> {
     base::MutexLock lock(&mutex_);
     return !std::exchange(answered_, true);
   }
+  // The same for an interrupt. The kernel's word is checked again: the request that was
+  // interrupted may be gone, and this one may have its address.
+  bool ClaimInterrupted() {
+    base::MutexLock lock(&mutex_);
+    if (answered_ || !fuse_req_interrupted(request_)) return false;
+    return answered_ = true;
+  }
   // After the read was started and not answered inline: hear of interrupts. While this holds the
   // lock nobody can answer, so libfuse's request lives.
   template <typename Register>
@@ -412,7 +419,7 @@ void FuseMount::Interrupt(fuse_req_t request) {
   // libfuse calls with the request's lock held: the answer has to come from elsewhere.
   notifier_.Post([this, request] {
     const std::shared_ptr<PendingRead> read = slow_reads_.Find(request);
-    if (read == nullptr || !read->Claim()) return;
+    if (read == nullptr || !read->ClaimInterrupted()) return;
     slow_reads_.Remove(request);
     fuse_reply_err(request, EINTR);
   });

@@ -1,0 +1,281 @@
+#include "fuse/daemon/daemon.h"
+
+#include <sys/resource.h>
+#include <sys/vfs.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/errno_status.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "common/base/units.h"
+#include "common/base/version.h"
+#include "common/metrics/metric_names.h"
+
+namespace millrace::daemon {
+namespace {
+
+// Descriptors for cache files, sockets and all else; the hard limit is what counts.
+constexpr rlim_t kDescriptorsWanted = 1 << 16;
+// Of a source: enough to tell small files from large ones, one page of an S3 listing.
+constexpr size_t kSampleSize = 1000;
+// Opens wait this long for the sample; then files count as large.
+constexpr absl::Duration kSampleTimeout = absl::Seconds(5);
+constexpr unsigned kRingEntries = 256;
+constexpr int kPosixReadThreads = 8;
+constexpr long kOverlayfsMagic = 0x794c7630;
+
+size_t RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 1024;
+  limit.rlim_cur = std::min(limit.rlim_max, std::max(limit.rlim_cur, kDescriptorsWanted));
+  setrlimit(RLIMIT_NOFILE, &limit);
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<size_t>(limit.rlim_cur);
+}
+
+bool OnOverlayfs(const std::string& path) {
+  struct statfs file_system;
+  return statfs(path.c_str(), &file_system) == 0 && file_system.f_type == kOverlayfsMagic;
+}
+
+// What buffers are made of is the limit, less what the rest of the process takes: names, threads,
+// connections. An eighth, at least 16 MiB.
+uint64_t BufferBudget(uint64_t limit) {
+  return limit - std::max<uint64_t>(16 * base::kMiB, limit / 8);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const MountOptions& options,
+                                                      const std::string& control_socket) {
+  std::unique_ptr<Daemon> daemon(new Daemon(options));
+  daemon->metrics_ = std::make_unique<metrics::Metrics>(base::kVersion);
+  if (!options.metrics_address.empty()) {
+    RETURN_IF_ERROR(daemon->metrics_->Serve(options.metrics_address));
+  }
+  RETURN_IF_ERROR(daemon->OpenSources());
+  RETURN_IF_ERROR(daemon->OpenCache());
+  RETURN_IF_ERROR(daemon->MountFileSystem());
+
+  Daemon* const self = daemon.get();
+  daemon->collector_ =
+      daemon->metrics_->AddCollector([self](metrics::SampleSink& sink) { self->Collect(sink); });
+  daemon->rates_ = std::make_unique<metrics::RateSampler>(
+      base::RealClock(), absl::Seconds(10), [self]() -> std::vector<uint64_t> {
+        uint64_t store_bytes = 0;
+        for (const auto& counter : self->store_counters_) store_bytes += counter->bytes();
+        return {self->read_counter_->bytes(), store_bytes};
+      });
+  daemon->rates_->Start();
+  ASSIGN_OR_RETURN(
+      daemon->control_,
+      control::ControlServer::Start({.socket_path = control_socket},
+                                    [self](const base::Json& request,
+                                           control::ResponseStream& stream) {
+                                      return self->Handle(request, stream);
+                                    }));
+  return daemon;
+}
+
+absl::Status Daemon::OpenSources() {
+  std::vector<std::string> labels;
+  for (const std::string& text : options_.sources) {
+    ASSIGN_OR_RETURN(store::OpenedSource source, store::OpenSource(text));
+    labels.push_back(DatasetLabel(source.source));
+    // The first word to the store decides whether there is a mount: no retries, so that a wrong
+    // name is told at once.
+    RETURN_IF_ERROR(store::CheckAccess(source, {.timeout = absl::Seconds(20)}));
+    store_counters_.push_back(std::make_unique<StoreCounter>(labels.back(), metrics_.get()));
+    source.store = store::NewRetryingStore(
+        store::NewCountingStore(std::move(source.store), store_counters_.back().get()),
+        {.deadline = options_.store_deadline});
+    sources_.push_back(std::move(source));
+  }
+  read_counter_ = std::make_unique<ReadCounter>(labels, metrics_.get());
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::OpenCache() {
+  const size_t descriptors = RaiseDescriptorLimit();
+  if (options_.io != Io::kPosix) {
+    absl::StatusOr<std::unique_ptr<io::FileIo>> uring = io::NewUringFileIo(kRingEntries);
+    if (uring.ok()) {
+      file_io_ = *std::move(uring);
+      io_name_ = "io_uring";
+    } else if (options_.io == Io::kUring) {
+      return uring.status();
+    } else {
+      warnings_.push_back(absl::StrCat("no io_uring: ", uring.status().message()));
+    }
+  }
+  if (file_io_ == nullptr) {
+    file_io_ = io::NewPosixFileIo(kPosixReadThreads);
+    io_name_ = "posix";
+  }
+  tier::CacheOptions cache;
+  cache.tiers = options_.tiers;
+  cache.policy = options_.eviction;
+  for (const store::OpenedSource& source : sources_) {
+    cache.sources_in_use.push_back(source.source.url);
+  }
+  cache.open_files_max = std::min<size_t>(descriptors / 2, 20'000);
+  ASSIGN_OR_RETURN(cache_, tier::TieredCache::Open(cache, file_io_.get()));
+
+  pool_ = std::make_unique<fetch::BufferPool>(BufferBudget(options_.memory_limit_bytes));
+  memory_ = std::make_unique<fetch::MemoryCache>(pool_.get());
+  queue_ = std::make_unique<fetch::FetchQueue>(static_cast<size_t>(options_.connections),
+                                               pool_.get(),
+                                               [this] { return memory_->DropOldest(); });
+  shared_.cache = cache_.get();
+  shared_.pool = pool_.get();
+  shared_.queue = queue_.get();
+  shared_.memory = memory_.get();
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::MountFileSystem() {
+  vfs::TreeOptions tree;
+  tree.sources = sources_;
+  tree.refresh = options_.refresh;
+  tree_ = vfs::Tree::Create(std::move(tree));
+
+  adapter::MountOptions mount;
+  mount.mountpoint = options_.mountpoint;
+  mount.source_text = sources_.size() == 1 ? sources_.front().source.url : "millrace";
+  mount.uid = options_.uid;
+  mount.gid = options_.gid;
+  mount.file_mode = options_.file_mode;
+  mount.directory_mode = options_.dir_mode;
+  mount.allow_other = options_.allow_other;
+  // A mount without OPEN cannot use it, and with it the kernel keeps atime per read.
+  mount.passthrough = options_.passthrough && options_.profile != vfs::Profile::kSmallFiles;
+  mount.negative_timeout = std::min(options_.refresh, absl::Seconds(60));
+  for (const tier::TierOptions& option : options_.tiers) {
+    if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
+  }
+  ASSIGN_OR_RETURN(
+      mount_,
+      adapter::Mount::Create(
+          mount,
+          [this](vfs::BackingFiles* backing) {
+            vfs::VfsOptions options;
+            options.profile = options_.profile;
+            options.look_ahead = options_.look_ahead;
+            options.backing = backing;
+            options.observer = read_counter_.get();
+            return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
+          },
+          [this] {
+            adapter::Mount::Capacity capacity;
+            for (const tier::TierStats& stats : cache_->Stats()) {
+              capacity.capacity_bytes += stats.capacity_bytes;
+              capacity.used_bytes += stats.used_bytes;
+            }
+            capacity.files = tree_->Stats().files;
+            return capacity;
+          }));
+  if (options_.profile == vfs::Profile::kAuto) {
+    sampler_ = std::thread([this] { ChooseProfileFromSample(); });
+  }
+  return absl::OkStatus();
+}
+
+void Daemon::ChooseProfileFromSample() {
+  std::vector<store::Entry> sample;
+  for (const store::OpenedSource& source : sources_) {
+    absl::StatusOr<std::vector<store::Entry>> part =
+        source.store->Sample(kSampleSize / sources_.size() + 1, {.timeout = kSampleTimeout});
+    if (!part.ok()) {
+      base::Log(base::Severity::kWarning, "no sample of the source; its files count as large",
+                {{"source", source.source.url}, {"cause", part.status().ToString()}});
+      continue;
+    }
+    std::move(part->begin(), part->end(), std::back_inserter(sample));
+  }
+  const vfs::Profile profile = vfs::ChooseProfile(sample);
+  base::Log(base::Severity::kInfo, "profile chosen",
+            {{"profile", vfs::ProfileName(profile)}, {"sampled", sample.size()}});
+  mount_->vfs().SetProfile(profile);
+}
+
+absl::Status Daemon::RunUntilUnmounted() {
+  mount_->Wait();
+  control_->Stop();
+  rates_->Stop();
+  mount_->Stop();
+  if (sampler_.joinable()) sampler_.join();
+  queue_->Stop();
+  tree_->SetInvalidator(nullptr);
+  return cache_->Close();
+}
+
+control::ReadySummary Daemon::Summary() const {
+  control::ReadySummary summary;
+  summary.mountpoint = options_.mountpoint;
+  for (const store::OpenedSource& source : sources_) {
+    const std::string name = source.source.name.empty() ? "" : source.source.name + " = ";
+    summary.facts.emplace_back("source", absl::StrCat(name, source.source.url));
+  }
+  for (const tier::TierStats& tier : cache_->Stats()) {
+    summary.facts.emplace_back(
+        "cache", absl::StrCat(tier::MediumName(tier.medium), " ", tier.path, ", ",
+                              base::FormatBytes(tier.capacity_bytes), ", ",
+                              base::FormatBytes(tier.used_bytes), " in use"));
+  }
+  const adapter::Features features = mount_->features();
+  summary.facts.emplace_back("passthrough",
+                             features.passthrough
+                                 ? "yes: complete files are read by the kernel alone"
+                                 : options_.profile == vfs::Profile::kSmallFiles
+                                       ? "not with --profile small-files"
+                                       : "no: it needs Linux 6.9 and root");
+  summary.facts.emplace_back("cache reads", io_name_);
+  summary.facts.emplace_back("profile", std::string(vfs::ProfileName(options_.profile)));
+  summary.warnings = warnings_;
+  return summary;
+}
+
+void Daemon::Collect(metrics::SampleSink& sink) {
+  for (const tier::TierStats& tier : cache_->Stats()) {
+    const std::string label = absl::StrCat(tier::MediumName(tier.medium), ":", tier.path);
+    sink.Add(metrics::kCacheUsed, {label}, static_cast<double>(tier.used_bytes));
+    sink.Add(metrics::kCacheCapacity, {label}, static_cast<double>(tier.capacity_bytes));
+    sink.Add(metrics::kCacheEvictions, {label, "quota"}, tier.evictions_quota);
+    sink.Add(metrics::kCacheEvictions, {label, "version"}, tier.evictions_version);
+    sink.Add(metrics::kCacheEvictions, {label, "user"}, tier.evictions_user);
+    sink.Add(metrics::kCacheDemotions, {label}, tier.demotions);
+    sink.Add(metrics::kCacheRefused, {label}, tier.refused);
+    sink.Add(metrics::kErrors, {"cache", absl::StrCat("disk ", label)}, tier.faults_disk);
+    sink.Add(metrics::kErrors, {"cache", absl::StrCat("damaged ", label)}, tier.faults_damaged);
+  }
+  std::map<std::string, std::pair<double, double>> by_dataset;  // All bytes, bytes of the store.
+  for (const control::ReadStatus& read : read_counter_->Reads()) {
+    by_dataset[read.dataset].first += static_cast<double>(read.bytes);
+    if (read.tier == "store") by_dataset[read.dataset].second += static_cast<double>(read.bytes);
+  }
+  for (const auto& [dataset, bytes] : by_dataset) {
+    if (bytes.first > 0) {
+      sink.Add(metrics::kCacheHitRatio, {dataset}, 1 - bytes.second / bytes.first);
+    }
+  }
+  for (size_t i = 0; i < adapter::kOperations.size(); ++i) {
+    sink.Add(metrics::kFuseRequests, {adapter::kOperations[i]},
+             static_cast<double>(mount_->operations()[i].load()));
+  }
+  const vfs::TreeStats tree = tree_->Stats();
+  sink.Add(metrics::kNamesHidden, {}, static_cast<double>(tree.names_hidden));
+  sink.Add(metrics::kNames, {"file"}, static_cast<double>(tree.files));
+  sink.Add(metrics::kNames, {"directory"}, static_cast<double>(tree.directories));
+  sink.Add(metrics::kTakeovers, {}, 0);
+  sink.Add(metrics::kMemoryUsed, {},
+           static_cast<double>(pool_->used_blocks() * fetch::kBlockSize));
+  sink.Add(metrics::kMemoryLimit, {}, static_cast<double>(options_.memory_limit_bytes));
+  sink.Add(metrics::kErrors, {"fetch", "store"}, shared_.store_errors.load());
+  sink.Add(metrics::kErrors, {"fetch", "cache"}, shared_.cache_errors.load());
+  sink.Add(metrics::kErrors, {"fetch", "stale"}, shared_.stale_objects.load());
+}
+
+}  // namespace millrace::daemon
