@@ -1,0 +1,85 @@
+// What a mount is asked to be: the options of `millrace mount`, parsed.
+//
+// Two origins, one set of names: the command line and a runtime.json (runtime_config.h). The file
+// is applied first, the command line overrides it. Nothing here looks at the machine beyond
+// reading that file: validate.h does.
+//
+// Errors are InvalidArgument (exit 2) and name option, cause and remedy.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "cache/tier/tiered_cache.h"
+#include "common/base/log.h"
+#include "common/base/units.h"
+
+namespace millrace::daemon {
+
+// What the mount is tuned for (ARCHITECTURE.md): kAuto decides from a sample of the listing.
+enum class Profile { kAuto, kSmallFiles, kLargeFiles };
+
+// How cache files are read: kAuto takes io_uring where the kernel allows it.
+enum class Io { kAuto, kUring, kPosix };
+
+struct MountOptions {
+  // URL or NAME=URL, as store::OpenSource takes them: one without a name, or any number with
+  // different ones.
+  std::vector<std::string> sources;
+  std::string mountpoint;
+  std::vector<tier::TierOptions> tiers;  // Fastest first. Empty until Validate fills the default.
+  bool read_write = false;
+  std::string metrics_address;  // HOST:PORT; empty: no metrics are served.
+  bool foreground = false;
+  uint64_t memory_limit_bytes = 512 * base::kMiB;
+  absl::Duration refresh = absl::Seconds(60);
+  Profile profile = Profile::kAuto;
+  tier::EvictionPolicy eviction = tier::EvictionPolicy::kEpoch;
+  uid_t uid = 0;  // Owner of everything in the mount; the caller's by default.
+  gid_t gid = 0;
+  mode_t file_mode = 0444;
+  mode_t dir_mode = 0555;
+  bool allow_other = false;
+  absl::Duration store_deadline = absl::Seconds(60);
+  int64_t connections = 16;  // Parallel requests to the stores.
+  bool look_ahead = true;
+  base::Severity log_level = base::Severity::kInfo;
+  Io io = Io::kAuto;
+  bool passthrough = true;
+  int64_t ready_fd = -1;  // See common/control/ready.h; -1: none.
+
+  // What was accepted but ignored, for the log.
+  std::vector<std::string> notes;
+};
+
+struct ParsedMount {
+  MountOptions options;
+  bool help = false;  // --help was given: print MountHelp() and exit 0.
+};
+
+// Parses the arguments of `millrace mount` (without the program's name and the word "mount").
+absl::StatusOr<ParsedMount> ParseMountOptions(absl::Span<const std::string> arguments);
+
+// The same with the text of the configuration file at hand instead of on a disk: for tests.
+absl::StatusOr<ParsedMount> ParseMountOptionsWithConfig(absl::Span<const std::string> arguments,
+                                                        absl::string_view config_json,
+                                                        absl::string_view config_path);
+
+// --ready-fd found without parsing the rest, so that even a wrong option can be reported through
+// it. -1 when absent.
+int FindReadyFd(absl::Span<const std::string> arguments);
+
+// The text of --help.
+std::string MountHelp();
+
+// NAME of "NAME=URL", and "" where there is none. The rule of store::ParseUri.
+absl::string_view SourceName(absl::string_view source);
+
+}  // namespace millrace::daemon

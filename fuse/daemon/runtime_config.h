@@ -1,0 +1,42 @@
+// The file of --config: the runtime.json that a cache runtime's containers find in a cluster.
+//
+//   {
+//     "mounts": [{"mountPoint": "s3://bucket/dir", "name": "train", "path": "/train",
+//                 "options": {"region": "eu-1"},
+//                 "encryptOptions": {"access-key": "/etc/fluid/secrets/s/key"}}],
+//     "targetPath": "/runtime-mnt/cache/ns/name/cache-fuse",
+//     "accessModes": ["ReadOnlyMany"],
+//     "client": {
+//       "options": {"memory-limit": "1Gi", "metrics": ":7462"},
+//       "tieredStoreLevels": [{"mountPaths": ["/dev/shm"], "mediumType": "MEM",
+//                              "quotas": ["2Gi"], "high": "0.95", "low": "0.7"}]}
+//   }
+//
+// Fields that are not known are ignored (other engines have theirs); a known field of a wrong type
+// is InvalidArgument and named by its path, as in client.tieredStoreLevels[0].quotas[1].
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "cache/tier/tiered_cache.h"
+
+namespace millrace::daemon {
+
+struct RuntimeConfig {
+  // NAME=URL?options. A mount whose path is "/" has no name: it is the root. Secrets stay in
+  // their files: an encrypted option KEY becomes the option KEY-file.
+  std::vector<std::string> sources;
+  std::string target_path;
+  bool read_write = false;  // An access mode asks for it.
+  std::vector<tier::TierOptions> tiers;
+  // client.options, values as text, in the order of their names.
+  std::vector<std::pair<std::string, std::string>> options;
+};
+
+absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view json);
+
+}  // namespace millrace::daemon
