@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace millrace::fetch {
 
@@ -22,7 +23,7 @@ void Flight::Run() {
       std::memcpy(block->data + block->size, piece.data(), taken);
       block->size += taken;
       piece.remove_prefix(taken);
-      if (block->size == block_bytes) object_->OnBlock(next++, std::move(block));
+      if (block->size == block_bytes) object_->OnBlock(next++, std::exchange(block, nullptr));
     }
     return true;
   };

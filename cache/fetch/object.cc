@@ -192,10 +192,10 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
                                const tier::CachedFile* cached) {
   Plan plan;
   std::vector<uint64_t> missing;
-  const auto wait = [&](uint64_t index) {
+  const auto wait = [&](uint64_t index, BlockState& state) {
     // A fetch of the whole object brings more blocks than were asked for.
     if (read == nullptr || index < read->first || index > read->last) return;
-    blocks_[index].waiters.push_back(read);
+    state.waiters.push_back(read);
     read->remaining.fetch_add(1, std::memory_order_relaxed);
     read->origin = Origin::kStore;
   };
@@ -207,7 +207,7 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
       if (cached == nullptr || !cached->HasBlock(index)) missing.push_back(index);
       continue;
     }
-    const BlockState& state = found->second;
+    BlockState& state = found->second;
     if (state.data != nullptr) {
       if (read != nullptr && read->wants_data()) read->blocks[index - read->first] = state.data;
       continue;
@@ -216,7 +216,7 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
         (plan.promote.empty() || plan.promote.back() != state.flight)) {
       plan.promote.push_back(state.flight);
     }
-    wait(index);
+    wait(index, state);
   }
   if (missing.empty()) return plan;
   if (key_.size <= kWholeMax && (first > 0 || last + 1 < BlockCount())) {
@@ -239,8 +239,9 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
     }
     auto flight = std::make_shared<Flight>(shared_from_this(), missing[i], end - i);
     for (; i < end; ++i) {
-      blocks_[missing[i]].flight = flight;
-      wait(missing[i]);
+      BlockState& state = blocks_[missing[i]];
+      state.flight = flight;
+      wait(missing[i], state);
     }
     plan.start.push_back(std::move(flight));
   }
@@ -290,7 +291,7 @@ void Object::CancelPrefetch() {
   }
 }
 
-void Object::OnBlock(uint64_t index, std::shared_ptr<Block> block) {
+void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block) {
   std::vector<std::shared_ptr<PendingRead>> waiters;
   std::shared_ptr<tier::CachedFile> file;
   {

@@ -126,7 +126,7 @@ class Object : public std::enable_shared_from_this<Object> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Launch(Plan plan, Priority priority);
 
-  void OnBlock(uint64_t index, std::shared_ptr<Block> block);
+  void OnBlock(uint64_t index, const std::shared_ptr<Block>& block);
   // Ends the flight's blocks from `next` on: those waiting get `status`.
   void OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status);
   // A block only kept in memory goes: the budget is needed.
