@@ -133,8 +133,8 @@ void FlagSet::Integer(absl::string_view name, int64_t* target, int64_t minimum, 
       [target, minimum, maximum](absl::string_view value) {
         int64_t number = 0;
         if (!absl::SimpleAtoi(value, &number) || number < minimum || number > maximum) {
-          return absl::InvalidArgumentError(absl::StrCat("\"", value, "\" is not a number from ",
-                                                         minimum, " to ", maximum));
+          return absl::InvalidArgumentError(
+              absl::StrCat("\"", value, "\" is not a number from ", minimum, " to ", maximum));
         }
         *target = number;
         return absl::OkStatus();
@@ -255,14 +255,21 @@ std::string FlagSet::Help() const {
 }
 
 size_t EditDistance(absl::string_view a, absl::string_view b) {
+  // Rows of the table for the prefixes of `a` that end at i-2, i-1 and i.
+  std::vector<size_t> before(b.size() + 1);
+  std::vector<size_t> last(b.size() + 1);
   std::vector<size_t> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
+    before.swap(last);
+    last.swap(row);
+    row[0] = i;
     for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({substituted, row[j] + 1, row[j - 1] + 1});
+      const size_t substituted = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+      row[j] = std::min({substituted, last[j] + 1, row[j - 1] + 1});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        row[j] = std::min(row[j], before[j - 2] + 1);
+      }
     }
   }
   return row[b.size()];

@@ -49,7 +49,7 @@ struct HelpText {
   std::string usage;    // "millrace warm MOUNTPOINT [PATH...]"; several lines are possible.
   std::string summary;  // One paragraph; wrapped by Help().
   std::vector<std::string> examples;
-  std::string notes;    // After the options, wrapped; paragraphs separated by an empty line.
+  std::string notes;  // After the options, wrapped; paragraphs separated by an empty line.
 };
 
 class FlagSet {
@@ -105,7 +105,7 @@ class FlagSet {
   std::vector<Flag> flags_;
 };
 
-// The number of insertions, deletions and substitutions between two words.
+// The number of insertions, deletions, substitutions and swapped neighbours between two words.
 size_t EditDistance(absl::string_view a, absl::string_view b);
 
 // The one of `candidates` a person most likely meant by `word`; empty when none is near.

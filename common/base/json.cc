@@ -23,8 +23,8 @@ class SyntaxCheck : public nlohmann::json_sax<Json> {
   bool end_object() override { return Leave(); }
   bool start_array(size_t) override { return Enter(); }
   bool end_array() override { return Leave(); }
-  bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&)
-      override {
+  bool parse_error(size_t position, const std::string&,
+                   const nlohmann::detail::exception&) override {
     position_ = position;
     return false;
   }

@@ -36,9 +36,9 @@ absl::StatusOr<base::Json> Call(const std::string& socket_path, const base::Json
   ASSIGN_OR_RETURN(const base::UniqueFd fd, Connect(socket_path));
   const std::string text = base::JsonLine(request);
   if (text.size() >= kRequestSizeMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the request has ", text.size(), " bytes, more than the ", kRequestSizeMax,
-                     " a daemon takes; give fewer paths at once"));
+    return absl::InvalidArgumentError(absl::StrCat("the request has ", text.size(),
+                                                   " bytes, more than the ", kRequestSizeMax,
+                                                   " a daemon takes; give fewer paths at once"));
   }
   // A daemon that refuses answers and closes before it has read the request: a failed write is
   // not the end, its line may be there.

@@ -35,9 +35,7 @@ class SocketStream : public ResponseStream {
     if (line.is_object()) result_ = std::move(line);
   }
 
-  bool Cancelled() override {
-    return stopping_->load(std::memory_order_relaxed) || PeerGone(fd_);
-  }
+  bool Cancelled() override { return stopping_->load(std::memory_order_relaxed) || PeerGone(fd_); }
 
   base::Json TakeResult() {
     result_["done"] = true;

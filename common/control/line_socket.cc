@@ -41,8 +41,8 @@ absl::StatusOr<sockaddr_un> AddressOf(const std::string& path, base::UniqueFd* d
   std::string text = path;
   if (text.size() >= sizeof(address.sun_path)) {
     const size_t slash = path.rfind('/');
-    *directory = base::UniqueFd(
-        open(path.substr(0, slash).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    *directory =
+        base::UniqueFd(open(path.substr(0, slash).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (!directory->valid()) return base::ErrnoStatus(errno, path);
     text = absl::StrCat("/proc/self/fd/", directory->get(), path.substr(slash));
   }
@@ -101,8 +101,7 @@ absl::Status WriteLine(int fd, absl::string_view line, absl::Duration timeout) {
     } else if (errno == EPIPE || errno == ECONNRESET) {
       return absl::UnavailableError("the other side closed the connection");
     } else if (errno == EAGAIN) {
-      const absl::Status ready =
-          WaitReady(fd, POLLOUT, deadline - base::RealClock()->Monotonic());
+      const absl::Status ready = WaitReady(fd, POLLOUT, deadline - base::RealClock()->Monotonic());
       if (!ready.ok() && !absl::IsCancelled(ready)) return ready;
     } else if (errno != EINTR) {
       return base::ErrnoStatus(errno, "send");

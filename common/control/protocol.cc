@@ -17,16 +17,11 @@ using base::JsonString;
 using base::JsonUnsigned;
 
 Json ToJson(const TierStatus& tier) {
-  return {{"medium", tier.medium},
-          {"path", tier.path},
-          {"used_bytes", tier.used_bytes},
-          {"capacity_bytes", tier.capacity_bytes},
-          {"files", tier.files},
-          {"files_complete", tier.files_complete},
-          {"evictions", tier.evictions},
-          {"demotions", tier.demotions},
-          {"faults", tier.faults},
-          {"refused", tier.refused}};
+  return {{"medium", tier.medium},         {"path", tier.path},
+          {"used_bytes", tier.used_bytes}, {"capacity_bytes", tier.capacity_bytes},
+          {"files", tier.files},           {"files_complete", tier.files_complete},
+          {"evictions", tier.evictions},   {"demotions", tier.demotions},
+          {"faults", tier.faults},         {"refused", tier.refused}};
 }
 
 std::map<std::string, uint64_t> Counts(const Json& json) {
@@ -67,9 +62,7 @@ Json HitRatios(const std::vector<ReadStatus>& reads) {
 
 }  // namespace
 
-Json ToJson(const PathsRequest& request) {
-  return {{"op", request.op}, {"paths", request.paths}};
-}
+Json ToJson(const PathsRequest& request) { return {{"op", request.op}, {"paths", request.paths}}; }
 
 absl::StatusOr<PathsRequest> PathsRequestFromJson(const Json& json) {
   PathsRequest request;
@@ -96,14 +89,10 @@ absl::StatusOr<PathsRequest> PathsRequestFromJson(const Json& json) {
 }
 
 Json ToJson(const WarmProgress& progress) {
-  return {{"bytes_done", progress.bytes_done},
-          {"bytes_total", progress.bytes_total},
-          {"files_done", progress.files_done},
-          {"files_total", progress.files_total},
-          {"files_failed", progress.files_failed},
-          {"bytes_refused", progress.bytes_refused},
-          {"total_known", progress.total_known},
-          {"bytes_per_second", progress.bytes_per_second},
+  return {{"bytes_done", progress.bytes_done},     {"bytes_total", progress.bytes_total},
+          {"files_done", progress.files_done},     {"files_total", progress.files_total},
+          {"files_failed", progress.files_failed}, {"bytes_refused", progress.bytes_refused},
+          {"total_known", progress.total_known},   {"bytes_per_second", progress.bytes_per_second},
           {"last_error", progress.last_error}};
 }
 

@@ -24,10 +24,10 @@ inline constexpr size_t kRequestSizeMax = 64 * 1024;
 inline constexpr size_t kResponseLineMax = 16 * 1024 * 1024;
 
 // Values of "op".
-inline constexpr char kOpPing[] = "ping";        // -> {"done":true,"version","pid"}
-inline constexpr char kOpStatus[] = "status";    // -> {"done":true,"status":StatusReport}
-inline constexpr char kOpWarm[] = "warm";        // {"paths":[…]} -> WarmProgress…, last with done
-inline constexpr char kOpEvict[] = "evict";      // {"paths":[…]} -> {"done":true,"bytes_freed"}
+inline constexpr char kOpPing[] = "ping";      // -> {"done":true,"version","pid"}
+inline constexpr char kOpStatus[] = "status";  // -> {"done":true,"status":StatusReport}
+inline constexpr char kOpWarm[] = "warm";      // {"paths":[…]} -> WarmProgress…, last with done
+inline constexpr char kOpEvict[] = "evict";    // {"paths":[…]} -> {"done":true,"bytes_freed"}
 inline constexpr char kOpRefresh[] = "refresh";  // -> {"done":true,"changes"}: lists again now
 
 struct PathsRequest {
@@ -45,8 +45,8 @@ struct WarmProgress {
   uint64_t files_done = 0;
   uint64_t files_total = 0;
   uint64_t files_failed = 0;
-  uint64_t bytes_refused = 0;  // Not kept: the cache is full.
-  bool total_known = false;    // The walk over the names has ended.
+  uint64_t bytes_refused = 0;   // Not kept: the cache is full.
+  bool total_known = false;     // The walk over the names has ended.
   double bytes_per_second = 0;  // Over the last seconds.
   std::string last_error;       // Of the last file that failed.
 };
@@ -88,7 +88,7 @@ struct StatusReport {
   uint64_t started_unix = 0;  // Seconds.
   std::string profile;        // "small-files" or "large-files".
   std::string profile_reason;
-  std::string io;               // "uring" or "posix".
+  std::string io;                        // "uring" or "posix".
   std::map<std::string, bool> features;  // "passthrough", "open_less", "fuse_over_io_uring", …
   std::vector<SourceStatus> sources;
   std::vector<TierStatus> tiers;

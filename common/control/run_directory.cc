@@ -42,7 +42,8 @@ absl::Status EnsurePrivateDirectory(const std::string& path) {
   if (lstat(path.c_str(), &found) != 0) return base::ErrnoStatus(errno, path);
   if (!S_ISDIR(found.st_mode) || found.st_uid != geteuid() || (found.st_mode & 022) != 0) {
     return absl::FailedPreconditionError(
-        absl::StrCat(path, " is not a directory that only this user can write to; remove it, or "
+        absl::StrCat(path,
+                     " is not a directory that only this user can write to; remove it, or "
                      "set XDG_RUNTIME_DIR to a private directory"));
   }
   return absl::OkStatus();
@@ -121,8 +122,13 @@ RunPaths RunPathsOf(absl::string_view mountpoint) {
 }
 
 absl::StatusOr<RunDirectory> RunDirectory::Create(absl::string_view mountpoint) {
-  RETURN_IF_ERROR(EnsurePrivateDirectory(RuntimeBase()));
-  const RunPaths paths = RunPathsOf(mountpoint);
+  return CreateBelow(RuntimeBase(), mountpoint);
+}
+
+absl::StatusOr<RunDirectory> RunDirectory::CreateBelow(const std::string& base,
+                                                       absl::string_view mountpoint) {
+  RETURN_IF_ERROR(EnsurePrivateDirectory(base));
+  const RunPaths paths = {absl::StrCat(base, "/", MountHash(mountpoint))};
   // A clean-up (RemoveStale) may take the file away between our open and our lock: then it is
   // nobody's lock, and we start again.
   for (int attempt = 0; attempt < 8; ++attempt) {
@@ -175,15 +181,16 @@ absl::StatusOr<FoundMount> FindMountRecord(absl::string_view mountpoint) {
   return found;
 }
 
-std::vector<FoundMount> ListMountRecords() {
+std::vector<FoundMount> ListMountRecords() { return ListMountRecordsBelow(RuntimeBase()); }
+
+std::vector<FoundMount> ListMountRecordsBelow(const std::string& base) {
   std::vector<FoundMount> mounts;
-  const std::string directory = RuntimeBase();
-  const std::unique_ptr<DIR, int (*)(DIR*)> listing(opendir(directory.c_str()), closedir);
+  const std::unique_ptr<DIR, int (*)(DIR*)> listing(opendir(base.c_str()), closedir);
   if (listing == nullptr) return mounts;
   while (const dirent* const entry = readdir(listing.get())) {
     if (strlen(entry->d_name) != 16) continue;
     FoundMount found;
-    found.paths.directory = absl::StrCat(directory, "/", entry->d_name);
+    found.paths.directory = absl::StrCat(base, "/", entry->d_name);
     absl::StatusOr<MountRecord> record = ReadRecord(found.paths);
     if (!record.ok()) continue;
     found.record = *std::move(record);

@@ -62,6 +62,9 @@ class RunDirectory {
   // Makes the directory (mode 0700) and takes the lock. FailedPrecondition when another daemon
   // serves `mountpoint`, or when the directory belongs to somebody else.
   static absl::StatusOr<RunDirectory> Create(absl::string_view mountpoint);
+  // The same below another directory than RuntimeBase(), made if missing: for tests.
+  static absl::StatusOr<RunDirectory> CreateBelow(const std::string& base,
+                                                  absl::string_view mountpoint);
 
   RunDirectory(RunDirectory&&) = default;
   RunDirectory& operator=(RunDirectory&&) = default;
@@ -94,6 +97,7 @@ absl::StatusOr<FoundMount> FindMountRecord(absl::string_view mountpoint);
 
 // All mounts of this user that have a record, living and dead, ordered by mountpoint.
 std::vector<FoundMount> ListMountRecords();
+std::vector<FoundMount> ListMountRecordsBelow(const std::string& base);
 
 // True while a daemon holds the lock of `paths`. Takes no lock itself.
 bool IsAlive(const RunPaths& paths);

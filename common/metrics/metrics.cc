@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <sstream>
 
 #include "absl/strings/numbers.h"
@@ -66,7 +67,7 @@ class Families : public SampleSink {
     uint64_t cumulative = 0;
     for (size_t i = 0; i < snapshot.buckets.size(); ++i) {
       cumulative += snapshot.buckets[i];
-      const double bound = i < Histogram::kBounds.size() ? Histogram::kBounds[i] * 1e-9
+      const double bound = i < Histogram::kBounds.size() ? Histogram::kBounds[i] / 1e9
                                                          : std::numeric_limits<double>::infinity();
       sample.histogram.bucket.push_back({cumulative, bound});
     }
@@ -128,8 +129,8 @@ absl::StatusOr<HostPort> ParseAddress(const std::string& address) {
   HostPort parsed;
   if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &parsed.port) ||
       parsed.port < 0 || parsed.port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "\"", address, "\" is not HOST:PORT; write it like 127.0.0.1:7462 or :7462"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", address, "\" is not HOST:PORT; write it like 127.0.0.1:7462 or :7462"));
   }
   parsed.host = address.substr(0, colon);
   if (parsed.host.size() >= 2 && parsed.host.front() == '[' && parsed.host.back() == ']') {
@@ -160,8 +161,7 @@ absl::StatusOr<std::string> CheckBindable(const std::string& address) {
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(list, freeaddrinfo);
   const base::UniqueFd fd(socket(list->ai_family, list->ai_socktype | SOCK_CLOEXEC, 0));
   const int yes = 1;
-  if (!fd.valid() ||
-      setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
+  if (!fd.valid() || setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
       bind(fd.get(), list->ai_addr, list->ai_addrlen) != 0 || listen(fd.get(), 1) != 0) {
     return CannotServe(address, strerror(errno));
   }

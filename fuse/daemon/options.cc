@@ -26,8 +26,9 @@ constexpr absl::string_view kNotFromFile[] = {"config", "foreground", "ready-fd"
 
 base::HelpText HelpOfMount() {
   return {
-      .usage = "millrace mount [OPTION...] SOURCE... MOUNTPOINT\n"
-               "millrace mount [OPTION...] --config FILE",
+      .usage =
+          "millrace mount [OPTION...] SOURCE... MOUNTPOINT\n"
+          "millrace mount [OPTION...] --config FILE",
       .summary =
           "Shows the data of a store as files below MOUNTPOINT, and keeps what is read in a cache "
           "on this machine. SOURCE is a URL, or NAME=URL: then NAME becomes a directory, and "
@@ -126,8 +127,7 @@ void DeclareCache(MountOptions* options, base::FlagSet* flags) {
   flags->Choice(
       "eviction", {"epoch", "sieve"},
       [options](size_t i) {
-        options->eviction =
-            i == 0 ? tier::EvictionPolicy::kEpoch : tier::EvictionPolicy::kSieve;
+        options->eviction = i == 0 ? tier::EvictionPolicy::kEpoch : tier::EvictionPolicy::kSieve;
       },
       "what a full cache does: epoch (default) keeps what it has, best for training; sieve lets "
       "new files push out old ones");
@@ -233,8 +233,8 @@ absl::Status ApplyConfig(absl::string_view json, const base::ParsedArguments& pa
   options->read_write = config.read_write;
   for (const auto& [name, value] : config.options) {
     const std::string origin = absl::StrCat("client.options.", name);
-    const bool forbidden = std::find(std::begin(kNotFromFile), std::end(kNotFromFile), name) !=
-                           std::end(kNotFromFile);
+    const bool forbidden =
+        std::find(std::begin(kNotFromFile), std::end(kNotFromFile), name) != std::end(kNotFromFile);
     if (forbidden || !flags->Known(name)) {
       options->notes.push_back(absl::StrCat(origin, " is no option of a mount: ignored"));
       continue;
@@ -259,9 +259,10 @@ absl::Status TakePositionals(std::vector<std::string> positionals, MountOptions*
         "millrace mount s3://bucket/dir /data");
   }
   if (options->sources.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "no source is given, only \"", options->mountpoint, "\": millrace mount SOURCE... "
-        "MOUNTPOINT, as in millrace mount s3://bucket/dir /data"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("no source is given, only \"", options->mountpoint,
+                     "\": millrace mount SOURCE... "
+                     "MOUNTPOINT, as in millrace mount s3://bucket/dir /data"));
   }
   // "millrace mount s3://a s3://b": a forgotten mountpoint, not a directory of that name.
   if (absl::StrContains(options->mountpoint, "://")) {
@@ -285,14 +286,16 @@ absl::Status CheckSources(const std::vector<std::string>& sources) {
           absl::StripPrefix(url, "/"), " for a directory of this machine"));
     }
     if (absl::StrContains(name, '/') || name == "." || name == "..") {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the source name \"", name, "\" becomes one directory of the mount; use letters, digits, "
-          "\".\", \"_\" and \"-\""));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the source name \"", name,
+                       "\" becomes one directory of the mount; use letters, digits, "
+                       "\".\", \"_\" and \"-\""));
     }
     if (name.empty() && sources.size() > 1) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "several sources need names, and \"", url.substr(0, url.find('?')), "\" has none; write NAME=URL for "
-          "each, as in train=s3://bucket/train"));
+      return absl::InvalidArgumentError(absl::StrCat("several sources need names, and \"",
+                                                     url.substr(0, url.find('?')),
+                                                     "\" has none; write NAME=URL for "
+                                                     "each, as in train=s3://bucket/train"));
     }
     if (!names.insert(name).second) {
       return absl::InvalidArgumentError(

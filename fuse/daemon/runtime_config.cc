@@ -105,8 +105,10 @@ absl::StatusOr<std::string> MountName(const Json& mount, absl::string_view where
   if (parts.empty()) return std::string();
   if (parts.size() > 1) {
     return absl::InvalidArgumentError(
-        absl::StrCat(where, "path is \"", path, "\", but a mount appears directly below the root; "
-                     "write one directory, as in \"/", parts.back(), "\""));
+        absl::StrCat(where, "path is \"", path,
+                     "\", but a mount appears directly below the root; "
+                     "write one directory, as in \"/",
+                     parts.back(), "\""));
   }
   return std::string(parts[0]);
 }
@@ -165,9 +167,9 @@ absl::Status ParseLevel(const Json& level, absl::string_view where,
   ASSIGN_OR_RETURN(options.high_water, ParseMark(level, "high", where, options.high_water));
   ASSIGN_OR_RETURN(options.low_water, ParseMark(level, "low", where, options.low_water));
   if (options.low_water > options.high_water) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, "low (", options.low_water, ") is above high (", options.high_water,
-                     "); room would be made for ever"));
+    return absl::InvalidArgumentError(absl::StrCat(where, "low (", options.low_water,
+                                                   ") is above high (", options.high_water,
+                                                   "); room would be made for ever"));
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> paths, ListField(level, "mountPaths", where));
   ASSIGN_OR_RETURN(const std::vector<std::string> quotas, ListField(level, "quotas", where));
@@ -175,9 +177,9 @@ absl::Status ParseLevel(const Json& level, absl::string_view where,
     return absl::InvalidArgumentError(absl::StrCat(where, "mountPaths names no directory"));
   }
   if (paths.size() != quotas.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, "quotas has ", quotas.size(), " entries for the ", paths.size(),
-                     " of mountPaths; give each path its quota"));
+    return absl::InvalidArgumentError(absl::StrCat(where, "quotas has ", quotas.size(),
+                                                   " entries for the ", paths.size(),
+                                                   " of mountPaths; give each path its quota"));
   }
   for (size_t i = 0; i < paths.size(); ++i) {
     options.path = paths[i];

@@ -138,10 +138,10 @@ absl::StatusOr<tier::TierOptions> DefaultTier(absl::string_view cache_base,
   tier.quota_bytes =
       std::min<uint64_t>(kDefaultQuota, static_cast<uint64_t>(available * kDefaultShare));
   if (tier.quota_bytes < kDefaultQuotaMin) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the disk of the default cache ", tier.path, " has only ",
-        base::FormatBytes(static_cast<uint64_t>(available)),
-        " left; free some, or choose another place: --tier ssd:PATH:QUOTA"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("the disk of the default cache ", tier.path, " has only ",
+                     base::FormatBytes(static_cast<uint64_t>(available)),
+                     " left; free some, or choose another place: --tier ssd:PATH:QUOTA"));
   }
   return tier;
 }
@@ -164,10 +164,9 @@ absl::Status CheckTier(const tier::TierOptions& tier, const MountOptions& option
   }
   const uint64_t size = static_cast<uint64_t>(disk->f_blocks) * disk->f_frsize;
   if (tier.quota_bytes > size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, " has a quota of ", base::FormatBytes(tier.quota_bytes),
-                     ", more than the ", base::FormatBytes(size),
-                     " of its file system; give a smaller quota or another disk"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, " has a quota of ", base::FormatBytes(tier.quota_bytes), ", more than the ",
+        base::FormatBytes(size), " of its file system; give a smaller quota or another disk"));
   }
   return absl::OkStatus();
 }
