@@ -56,8 +56,8 @@ absl::StatusOr<std::string> Resolve(const std::string& address) {
   }
   const addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
   addrinfo* found = nullptr;
-  const int error = getaddrinfo(address.substr(0, colon).c_str(),
-                                address.substr(colon + 1).c_str(), &hints, &found);
+  const int error = getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(),
+                                &hints, &found);
   if (error != 0) {
     return absl::InvalidArgumentError(absl::StrCat(address, ": ", gai_strerror(error)));
   }
@@ -129,8 +129,8 @@ absl::StatusOr<std::unique_ptr<Proxy>> Proxy::Create(const Options& options) {
 
 absl::Status Proxy::Listen() {
   ASSIGN_OR_RETURN(const std::string address, Resolve(options_.listen));
-  listener_ = base::UniqueFd(socket(AsSockaddr(address)->sa_family,
-                                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  listener_ = base::UniqueFd(
+      socket(AsSockaddr(address)->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   epoll_ = base::UniqueFd(epoll_create1(EPOLL_CLOEXEC));
   stop_ = base::UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!listener_.valid() || !epoll_.valid() || !stop_.valid()) {
@@ -225,7 +225,8 @@ void Proxy::Accept() {
     fcntl(pipe_ends[1], F_SETPIPE_SZ, kPipeBytes);
     SetNoDelay(connection->client.get());
     SetNoDelay(connection->store.get());
-    if (connect(connection->store.get(), AsSockaddr(target_address_), target_address_.size()) != 0 &&
+    if (connect(connection->store.get(), AsSockaddr(target_address_), target_address_.size()) !=
+            0 &&
         errno != EINPROGRESS) {
       continue;
     }
@@ -292,6 +293,10 @@ void Proxy::RunTurns(absl::Time now) {
 
 absl::Duration Proxy::WaitFor(absl::Time now) {
   if (!turns_.empty()) return absl::ZeroDuration();
+  if (starved_.empty()) {
+    to_store_.Rest(now);
+    to_client_.Rest(now);
+  }
   const absl::Time timer = timers_.empty() ? absl::InfiniteFuture() : timers_.top().at;
   return std::max(std::min(timer, refill_at_) - now, absl::ZeroDuration());
 }
@@ -364,8 +369,8 @@ Proxy::Turn Proxy::Release(Connection* connection, absl::Time now) {
     connection->waiting = false;
     requests_.fetch_add(1, std::memory_order_relaxed);
   }
-  const absl::StatusOr<size_t> taken = connection->scanner.Take(
-      absl::string_view(connection->pending).substr(connection->released));
+  const absl::StatusOr<size_t> taken =
+      connection->scanner.Take(absl::string_view(connection->pending).substr(connection->released));
   if (!taken.ok()) {
     malformed_.fetch_add(1, std::memory_order_relaxed);
     return Turn::kDead;
@@ -411,9 +416,8 @@ Proxy::Turn Proxy::PumpAnswers(Connection* connection, absl::Time now) {
     }
   }
   if (connection->in_pipe > 0 && connection->client_writable) {
-    const ssize_t put =
-        splice(connection->pipe_out.get(), nullptr, connection->client.get(), nullptr,
-               connection->in_pipe, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    const ssize_t put = splice(connection->pipe_out.get(), nullptr, connection->client.get(),
+                               nullptr, connection->in_pipe, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     if (put < 0 && !WouldBlock()) return Turn::kDead;
     if (put < 0) connection->client_writable = errno == EINTR;
     if (put > 0) {

@@ -35,8 +35,8 @@ namespace millrace::bench {
 class Proxy {
  public:
   struct Options {
-    std::string listen;  // "127.0.0.1:7071"; port 0 takes a free one
-    std::string target;  // "127.0.0.1:7070"
+    std::string listen;             // "127.0.0.1:7071"; port 0 takes a free one
+    std::string target;             // "127.0.0.1:7070"
     uint64_t bytes_per_second = 0;  // 0: as fast as it goes
     absl::Duration delay = absl::ZeroDuration();
   };

@@ -5,10 +5,10 @@
 namespace millrace::bench {
 namespace {
 
-// A proxy that shares two busy cores may be late by milliseconds: what it did not pass then must not
-// be lost, or the rate is held below what was asked.
+// A proxy that shares two busy cores may be late by milliseconds: what it did not pass then must
+// not be lost, or the rate is held below what was asked.
 constexpr double kCapacitySeconds = 0.020;
-constexpr double kCapacityBytesMin = 64 * 1024;
+constexpr double kRestBytes = 64 * 1024;
 // One wake-up for this part of the bucket: 1.25 ms of bytes.
 constexpr double kWorthwhile = 1.0 / 16;
 
@@ -16,14 +16,15 @@ constexpr double kWorthwhile = 1.0 / 16;
 
 TokenBucket::TokenBucket(uint64_t bytes_per_second, absl::Time now)
     : bytes_per_second_(bytes_per_second),
-      capacity_(std::max(bytes_per_second * kCapacitySeconds, kCapacityBytesMin)),
+      capacity_(std::max(bytes_per_second * kCapacitySeconds, kRestBytes)),
       filled_at_(now) {}
 
 void TokenBucket::Refill(absl::Time now) {
   const double seconds = absl::ToDoubleSeconds(now - filled_at_);
   if (seconds <= 0) return;
-  tokens_ = std::min(capacity_, tokens_ + seconds * bytes_per_second_);
+  tokens_ = std::min(resting_ ? kRestBytes : capacity_, tokens_ + seconds * bytes_per_second_);
   filled_at_ = now;
+  resting_ = false;
 }
 
 uint64_t TokenBucket::Available(absl::Time now) {
@@ -34,6 +35,12 @@ uint64_t TokenBucket::Available(absl::Time now) {
 
 void TokenBucket::Take(uint64_t bytes) {
   if (limited()) tokens_ -= bytes;
+}
+
+void TokenBucket::Rest(absl::Time now) {
+  Refill(now);
+  tokens_ = std::min(tokens_, kRestBytes);
+  resting_ = true;
 }
 
 absl::Time TokenBucket::NextRefill(absl::Time now) {

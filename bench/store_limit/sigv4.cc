@@ -47,16 +47,16 @@ void Signer::Refresh(absl::Time now) {
   std::string scope = absl::StrCat(day, "/", key_.region, "/", key_.service, "/aws4_request");
   if (scope == scope_) return;
   scope_ = std::move(scope);
-  derived_key_ = Hmac(Hmac(Hmac(Hmac(absl::StrCat("AWS4", key_.secret_key), day), key_.region),
-                           key_.service),
-                      "aws4_request");
+  derived_key_ =
+      Hmac(Hmac(Hmac(Hmac(absl::StrCat("AWS4", key_.secret_key), day), key_.region), key_.service),
+           "aws4_request");
 }
 
 std::string Signer::Authorization(const GetToSign& get, absl::Time now) {
   Refresh(now);
   const bool ranged = !get.range.empty();
-  const absl::string_view signed_headers =
-      ranged ? "host;range;x-amz-content-sha256;x-amz-date" : "host;x-amz-content-sha256;x-amz-date";
+  const absl::string_view signed_headers = ranged ? "host;range;x-amz-content-sha256;x-amz-date"
+                                                  : "host;x-amz-content-sha256;x-amz-date";
   const std::string canonical = absl::StrCat(
       "GET\n", get.path, "\n", get.query, "\nhost:", get.host, "\n",
       ranged ? absl::StrCat("range:", get.range, "\n") : "", "x-amz-content-sha256:", kEmptyHash,

@@ -20,10 +20,10 @@ struct SigningKey {
 };
 
 struct GetToSign {
-  std::string host;            // "127.0.0.1:7070", as in the Host header
-  std::string path;            // percent-encoded, begins with "/"
-  std::string query;           // canonical: sorted, percent-encoded; may be empty
-  std::string range;           // "bytes=0-9", or empty
+  std::string host;   // "127.0.0.1:7070", as in the Host header
+  std::string path;   // percent-encoded, begins with "/"
+  std::string query;  // canonical: sorted, percent-encoded; may be empty
+  std::string range;  // "bytes=0-9", or empty
 };
 
 // Signs many GETs: the derived key of a day is computed once. Not thread-safe.

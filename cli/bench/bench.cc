@@ -20,8 +20,8 @@ struct Generator {
 };
 
 const Generator kGenerators[] = {
-    {"epoch", "open, read and close every file of a directory, as a training job does",
-     kEpochUsage, RunEpoch},
+    {"epoch", "open, read and close every file of a directory, as a training job does", kEpochUsage,
+     RunEpoch},
     {"read", "read one or more large files, sequentially or at random", kReadUsage, RunRead},
     {"stat", "stat every file of a directory", kStatUsage, RunStat},
     {"list", "list one directory: time to the first entry, and to the last", kListUsage, RunList},

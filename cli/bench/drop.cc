@@ -99,8 +99,8 @@ absl::Status RunDrop(const std::vector<std::string>& arguments) {
     PrintLine(absl::StrFormat("%d files: %d cached pages before, %d after", tally.files,
                               tally.pages_before, tally.pages_after));
   } else {
-    PrintLine(absl::StrFormat("%d files dropped (this kernel cannot count cached pages)",
-                              tally.files));
+    PrintLine(
+        absl::StrFormat("%d files dropped (this kernel cannot count cached pages)", tally.files));
   }
   return result;
 }

@@ -141,8 +141,8 @@ Tally RunReader(const Options& options, const std::vector<std::string>& files,
   }
 }
 
-nlohmann::json EpochJson(const Options& options, uint64_t epoch, double seconds,
-                         const Tally& tally, const CpuTime& cpu) {
+nlohmann::json EpochJson(const Options& options, uint64_t epoch, double seconds, const Tally& tally,
+                         const CpuTime& cpu) {
   nlohmann::json json = {{"epoch", epoch},
                          {"seconds", seconds},
                          {"files", tally.files},
@@ -174,12 +174,10 @@ absl::Status RunEpoch(const std::vector<std::string>& arguments) {
   // Zeroed, so that page faults of the buffers are not timed.
   std::vector<std::vector<char>> buffers(options.threads, std::vector<char>(kBufferBytes));
 
-  nlohmann::json report = {{"generator", "epoch"},
-                           {"directory", options.directory},
-                           {"threads", options.threads},
-                           {"order", options.shuffled ? "shuffled" : "sequential"},
-                           {"seed", options.seed},
-                           {"epochs", nlohmann::json::array()}};
+  nlohmann::json report = {
+      {"generator", "epoch"},       {"directory", options.directory},
+      {"threads", options.threads}, {"order", options.shuffled ? "shuffled" : "sequential"},
+      {"seed", options.seed},       {"epochs", nlohmann::json::array()}};
   absl::Status result;
   uint64_t first_digest = 0;
   for (uint64_t epoch = 1; epoch <= options.epochs; ++epoch) {
@@ -200,9 +198,8 @@ absl::Status RunEpoch(const std::vector<std::string>& arguments) {
     result.Update(total.first_error);
     if (epoch == 1) first_digest = total.digest;
     if (total.digest != first_digest) {
-      result.Update(absl::DataLossError(
-          absl::StrCat("epoch ", epoch, " read other bytes than epoch 1 below ",
-                       options.directory)));
+      result.Update(absl::DataLossError(absl::StrCat(
+          "epoch ", epoch, " read other bytes than epoch 1 below ", options.directory)));
     }
   }
   if (options.json) PrintJson(report);

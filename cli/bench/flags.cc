@@ -87,8 +87,8 @@ absl::StatusOr<std::vector<std::string>> Flags::Parse(
     }
     const size_t equals = argument.find('=');
     const absl::string_view dashed = argument.substr(0, equals);
-    const auto option = dashed.substr(0, 2) == "--" ? options_.find(dashed.substr(2))
-                                                     : options_.end();
+    const auto option =
+        dashed.substr(0, 2) == "--" ? options_.find(dashed.substr(2)) : options_.end();
     if (option == options_.end()) {
       return absl::InvalidArgumentError(
           absl::StrCat("unknown option ", dashed, "; --help lists the options"));

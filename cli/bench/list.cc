@@ -44,12 +44,9 @@ absl::Status RunList(const std::vector<std::string>& arguments) {
 
   const double seconds = total_nanos * 1e-9;
   if (as_json) {
-    const nlohmann::json json = {{"generator", "list"},
-                                 {"directory", path},
-                                 {"entries", entries},
-                                 {"first_entry_seconds", first_nanos * 1e-9},
-                                 {"seconds", seconds},
-                                 {"entries_per_second", entries / seconds}};
+    const nlohmann::json json = {{"generator", "list"}, {"directory", path},
+                                 {"entries", entries},  {"first_entry_seconds", first_nanos * 1e-9},
+                                 {"seconds", seconds},  {"entries_per_second", entries / seconds}};
     PrintJson(json);
   } else {
     PrintLine(absl::StrFormat("%d entries: first after %.3f s, all after %.3f s, %.0f entries/s",

@@ -1,9 +1,10 @@
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -41,9 +42,11 @@ constexpr size_t kChunkBytes = base::kMiB;
 // The stream of random bytes of big.bin; small files use their number.
 constexpr uint64_t kBigStream = UINT64_MAX;
 
+// With its parents; one that exists is fine.
 absl::Status MakeDirectory(const std::string& path) {
-  if (mkdir(path.c_str(), 0755) == 0 || errno == EEXIST) return absl::OkStatus();
-  return base::ErrnoStatus(errno, path);
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  return error ? base::ErrnoStatus(error.value(), path) : absl::OkStatus();
 }
 
 absl::Status WriteFile(const std::string& path, uint64_t size, Random random,
@@ -105,15 +108,15 @@ absl::Status RunMake(const std::vector<std::string>& arguments) {
     bytes += size;
   }
   if (big_bytes > 0) {
-    RETURN_IF_ERROR(WriteFile(absl::StrCat(root, "/big.bin"), big_bytes, Random(seed, kBigStream),
-                              &chunk));
+    RETURN_IF_ERROR(
+        WriteFile(absl::StrCat(root, "/big.bin"), big_bytes, Random(seed, kBigStream), &chunk));
     bytes += big_bytes;
   }
   const double seconds = (NowNanos() - start) * 1e-9;
   if (as_json) {
     const nlohmann::json json = {
-        {"generator", "make"}, {"directory", root},    {"files", files}, {"big_bytes", big_bytes},
-        {"bytes", bytes},      {"seconds", seconds},   {"seed", seed}};
+        {"generator", "make"}, {"directory", root},  {"files", files}, {"big_bytes", big_bytes},
+        {"bytes", bytes},      {"seconds", seconds}, {"seed", seed}};
     PrintJson(json);
   } else {
     PrintLine(absl::StrFormat("made %d small files and a big one of %s: %s in %.1f s", files,
