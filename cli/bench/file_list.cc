@@ -38,8 +38,11 @@ absl::Status ListOne(const std::string& path, std::vector<std::string>* files,
     if (name == "." || name == "..") continue;
     std::string child = absl::StrCat(path, path.back() == '/' ? "" : "/", name);
     const unsigned char type = TypeOf(*entry, child);
-    if (type == DT_REG) files->push_back(std::move(child));
-    if (type == DT_DIR) directories->push_back(std::move(child));
+    if (type == DT_REG) {
+      files->push_back(std::move(child));
+    } else if (type == DT_DIR) {
+      directories->push_back(std::move(child));
+    }
   }
   return errno == 0 ? absl::OkStatus() : base::ErrnoStatus(errno, path);
 }
