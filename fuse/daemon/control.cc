@@ -55,16 +55,11 @@ control::WarmProgress ProgressOf(const vfs::Vfs::WarmProgress& progress, absl::D
 absl::Status Daemon::Handle(const base::Json& request, control::ResponseStream& stream) {
   const std::string op = base::JsonString(request, "op");
   if (op == control::kOpPing) {
-    stream.Result({{"version", base::kVersion}, {"pid", getpid()}});
+    stream.Result({{"version", std::string(base::kVersion)}, {"pid", getpid()}});
     return absl::OkStatus();
   }
   if (op == control::kOpStatus) {
     stream.Result({{"status", control::ToJson(Status())}});
-    return absl::OkStatus();
-  }
-  if (op == control::kOpRefresh) {
-    ASSIGN_OR_RETURN(const uint64_t changes, tree_->RefreshAll());
-    stream.Result({{"changes", changes}});
     return absl::OkStatus();
   }
   if (op == control::kOpWarm || op == control::kOpEvict) {

@@ -20,11 +20,11 @@
 #include "cache/tier/tiered_cache.h"
 #include "common/base/log.h"
 #include "common/base/units.h"
+#include "fuse/vfs/profile.h"
 
 namespace millrace::daemon {
 
-// What the mount is tuned for (ARCHITECTURE.md): kAuto decides from a sample of the listing.
-enum class Profile { kAuto, kSmallFiles, kLargeFiles };
+using vfs::Profile;
 
 // How cache files are read: kAuto takes io_uring where the kernel allows it.
 enum class Io { kAuto, kUring, kPosix };
