@@ -22,10 +22,12 @@ namespace {
 
 // Hostile servers: an answer's head beyond this is refused.
 constexpr size_t kHeadBytesMax = 64 * 1024;
-// The receive buffer, which libcurl holds only during a transfer. A large one halves the system
-// calls of a bulk body; 256 KiB and 512 KiB measured the same, 64 KiB cost 10 % more CPU.
+
+// The receive buffer, which libcurl holds only during a transfer. Measured over loopback from a real
+// S3 server: bulk bodies cost 0.29 CPU s/GiB at 16 KiB, 0.28 at 64, 0.22 at 128, 0.25 at 256 and
+// 512; for objects of 100 KB the size does not show.
 constexpr uint64_t kBulkBytes = 256 * 1024;
-constexpr long kBulkBufferBytes = 256 * 1024;
+constexpr long kBulkBufferBytes = 128 * 1024;
 constexpr long kSmallBufferBytes = 64 * 1024;
 
 constexpr absl::string_view kEmptyBodySha256 =
