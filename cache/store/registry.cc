@@ -1,12 +1,11 @@
 #include "cache/store/registry.h"
 
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "cache/store/file_store.h"
 #include "cache/store/http_answer.h"
+#include "cache/store/http_store.h"
 #include "cache/store/s3_options.h"
 #include "cache/store/s3_store.h"
 #include "cache/store/uri.h"
@@ -37,9 +36,8 @@ struct Scheme {
 
 // A new kind of store is a line here.
 constexpr Scheme kSchemes[] = {
-    {"file", &OpenFile},
-    {"s3", &OpenS3},
-    {"oss", &OpenS3},
+    {"file", &OpenFile},     {"s3", &OpenS3},          {"oss", &OpenS3},
+    {"http", &NewHttpStore}, {"https", &NewHttpStore},
 };
 
 absl::Status UnknownScheme(const Uri& uri) {

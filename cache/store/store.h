@@ -53,7 +53,7 @@ struct Entry {
 struct CallOptions {
   absl::Duration timeout = absl::Seconds(60);        // For the whole call.
   absl::Duration stall_timeout = absl::Seconds(20);  // Without a byte: Unavailable.
-  const std::atomic<bool>* cancelled = nullptr;    // Polled at least every second; may be null.
+  const std::atomic<bool>* cancelled = nullptr;      // Polled at least every second; may be null.
 };
 
 struct ListPage {
