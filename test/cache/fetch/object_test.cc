@@ -1,0 +1,329 @@
+// Objects over a real cache on a temporary directory and a store that can be held and broken.
+#include "cache/fetch/object.h"
+
+#include <cerrno>
+#include <filesystem>
+#include <random>
+#include <thread>
+
+#include "common/base/errno_status.h"
+#include "common/base/units.h"
+#include "gtest/gtest.h"
+#include "test/support/pattern_store.h"
+
+namespace millrace::fetch {
+namespace {
+
+using base::kMiB;
+using test::PatternBytes;
+using test::PatternStore;
+
+struct Answer {
+  absl::Status status;
+  std::string bytes;
+  Origin origin = Origin::kLocal;
+};
+
+// Collects the answer of one read, whatever thread gives it.
+class Waiter {
+ public:
+  ReadCallback Callback() {
+    return [this](absl::StatusOr<ReadResult> result) {
+      base::MutexLock lock(&mutex_);
+      answer_.status = result.status();
+      if (result.ok()) {
+        for (const absl::Span<const char> piece : result->pieces) {
+          answer_.bytes.append(piece.data(), piece.size());
+        }
+        answer_.origin = result->origin;
+      }
+      done_ = true;
+      changed_.NotifyAll();
+    };
+  }
+  const Answer& Wait() {
+    base::MutexLock lock(&mutex_);
+    while (!done_) changed_.Wait(&mutex_);
+    return answer_;
+  }
+  bool done() {
+    base::MutexLock lock(&mutex_);
+    return done_;
+  }
+
+ private:
+  base::Mutex mutex_;
+  base::CondVar changed_;
+  bool done_ = false;
+  Answer answer_;
+};
+
+class ObjectTest : public testing::Test {
+ protected:
+  void SetUp() override { Make(64 * kMiB, 64 * kMiB, 8); }
+  void TearDown() override {
+    Clear();
+    std::filesystem::remove_all(directory_);
+  }
+
+  void Make(uint64_t quota, uint64_t memory, size_t threads) {
+    Clear();
+    char name[] = "/tmp/object_test.XXXXXX";
+    if (directory_.empty()) directory_ = mkdtemp(name);
+    file_io_ = io::NewPosixFileIo(2);
+    tier::CacheOptions options;
+    options.tiers.push_back({tier::Medium::kSsd, directory_ + "/tier", quota});
+    options.sources_in_use = {"pattern://"};
+    auto cache = tier::TieredCache::Open(options, file_io_.get());
+    ASSERT_TRUE(cache.ok()) << cache.status();
+    cache_ = *std::move(cache);
+    pool_ = std::make_unique<BufferPool>(memory);
+    memory_ = std::make_unique<MemoryCache>(pool_.get());
+    queue_ = std::make_unique<FetchQueue>(threads, pool_.get(),
+                                          [this] { return memory_->DropOldest(); });
+    shared_.cache = cache_.get();
+    shared_.pool = pool_.get();
+    shared_.queue = queue_.get();
+    shared_.memory = memory_.get();
+    store_ = std::make_shared<PatternStore>();
+  }
+  void Clear() {
+    if (queue_ != nullptr) {
+      store_->Open();
+      queue_->Stop();
+    }
+    memory_.reset();
+    queue_.reset();
+    if (cache_ != nullptr) EXPECT_TRUE(cache_->Close().ok());
+    cache_.reset();
+    file_io_.reset();
+    pool_.reset();
+  }
+
+  std::shared_ptr<Object> MakeObject(const std::string& path, uint64_t size) {
+    return std::make_shared<Object>(tier::FileKey{"pattern://", path, "v1", size}, store_,
+                                    &shared_);
+  }
+  static Answer Read(Object& object, uint64_t offset, uint64_t size) {
+    Waiter waiter;
+    object.Read(offset, size, waiter.Callback());
+    return waiter.Wait();
+  }
+  static void Fill(Object& object, uint64_t offset, uint64_t size) {
+    base::Mutex mutex;
+    base::CondVar changed;
+    bool done = false;
+    object.Prefetch(offset, size, Priority::kBulk, [&](const absl::Status& status) {
+      EXPECT_TRUE(status.ok()) << status;
+      base::MutexLock lock(&mutex);
+      done = true;
+      changed.NotifyAll();
+    });
+    base::MutexLock lock(&mutex);
+    while (!done) changed.Wait(&mutex);
+  }
+
+  std::string directory_;
+  std::unique_ptr<io::FileIo> file_io_;
+  std::unique_ptr<tier::TieredCache> cache_;
+  std::unique_ptr<BufferPool> pool_;
+  std::unique_ptr<MemoryCache> memory_;
+  Shared shared_;
+  std::shared_ptr<PatternStore> store_;
+  std::unique_ptr<FetchQueue> queue_;
+};
+
+TEST_F(ObjectTest, ReadsTheRightBytesAcrossBlocksAndAtTheEnd) {
+  const uint64_t size = 3 * kMiB + 12'345;
+  const auto object = MakeObject("a", size);
+  for (const uint64_t offset : {uint64_t{0}, kBlockSize - 1, 2 * kMiB, size - 100}) {
+    const Answer answer = Read(*object, offset, kMiB);
+    ASSERT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.bytes, PatternBytes("a", "v1", offset, std::min(kMiB, size - offset)));
+  }
+  EXPECT_EQ(Read(*object, size, 10).bytes, "");
+}
+
+TEST_F(ObjectTest, ManyReadersOfOneColdRangeCauseOneGet) {
+  store_->Hold();
+  const auto object = MakeObject("a", 8 * kMiB);
+  std::vector<Waiter> waiters(32);
+  for (Waiter& waiter : waiters) object->Read(2 * kMiB, kMiB, waiter.Callback());
+  store_->AwaitGets(1);
+  store_->Open();
+  for (Waiter& waiter : waiters) {
+    EXPECT_EQ(waiter.Wait().bytes, PatternBytes("a", "v1", 2 * kMiB, kMiB));
+  }
+  EXPECT_EQ(store_->gets().size(), 1u);
+  EXPECT_EQ(store_->bytes_sent(), kMiB);
+}
+
+TEST_F(ObjectTest, SecondReadComesFromTheCache) {
+  const auto object = MakeObject("a", 2 * kMiB);
+  Fill(*object, 0, 2 * kMiB);
+  const uint64_t sent = store_->bytes_sent();
+  // Whether a block is in the cache already or still on its way there, it is not fetched again.
+  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+  EXPECT_EQ(store_->bytes_sent(), sent);
+  EXPECT_EQ(sent, 2 * kMiB);
+}
+
+TEST_F(ObjectTest, SmallObjectIsFetchedWholeWithOneGet) {
+  const auto object = MakeObject("small", 300'000);
+  EXPECT_EQ(Read(*object, 200'000, 4096).bytes, PatternBytes("small", "v1", 200'000, 4096));
+  EXPECT_EQ(Read(*object, 0, 4096).bytes, PatternBytes("small", "v1", 0, 4096));
+  ASSERT_EQ(store_->gets().size(), 1u);
+  EXPECT_EQ(store_->gets()[0].length, 300'000u);
+}
+
+TEST_F(ObjectTest, RandomReadOfALargeObjectFetchesOneBlock) {
+  const auto object = MakeObject("large", 512 * kMiB);
+  EXPECT_TRUE(Read(*object, 100 * kMiB + 5000, 4096).status.ok());
+  ASSERT_EQ(store_->gets().size(), 1u);
+  EXPECT_EQ(store_->gets()[0].length, kBlockSize);
+}
+
+TEST_F(ObjectTest, WhatTheCacheRefusesIsServedFromMemory) {
+  Make(/*quota=*/kMiB, /*memory=*/64 * kMiB, 4);
+  const auto object = MakeObject("large", 16 * kMiB);
+  EXPECT_TRUE(object->Uncached());
+  Fill(*object, 0, 8 * kMiB);
+  const uint64_t sent = store_->bytes_sent();
+  EXPECT_EQ(Read(*object, kMiB, kMiB).bytes, PatternBytes("large", "v1", kMiB, kMiB));
+  EXPECT_EQ(store_->bytes_sent(), sent);
+}
+
+TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
+  Make(/*quota=*/kMiB, /*memory=*/4 * kMiB, 8);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 16; ++t) {
+    threads.emplace_back([this, t] {
+      std::mt19937_64 random(t);
+      const std::string path = absl::StrCat("object", t);
+      const auto object = MakeObject(path, 64 * kMiB);
+      for (int i = 0; i < 20; ++i) {
+        const uint64_t offset = random() % (63 * kMiB);
+        const Answer answer = Read(*object, offset, kMiB);
+        ASSERT_TRUE(answer.status.ok()) << answer.status;
+        ASSERT_EQ(answer.bytes, PatternBytes(path, "v1", offset, kMiB));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(pool_->used_blocks_peak(), pool_->budget_blocks() + BufferPool::kUrgentBlocks);
+}
+
+TEST_F(ObjectTest, StoreErrorReachesTheReaderAndTheNextReadTriesAgain) {
+  const auto object = MakeObject("a", 8 * kMiB);
+  store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), /*bytes=*/kBlockSize + 10);
+  const Answer answer = Read(*object, 0, kMiB);
+  EXPECT_EQ(answer.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+  // The block that had arrived before the error was kept.
+  EXPECT_EQ(store_->gets()[1].offset, kBlockSize);
+  EXPECT_EQ(shared_.store_errors.load(), 1u);
+}
+
+TEST_F(ObjectTest, ChangedObjectGivesStaleAndNeverMixedBytes) {
+  const auto object = MakeObject("a", 8 * kMiB);
+  EXPECT_TRUE(Read(*object, 0, kMiB).status.ok());
+  store_->SetVersion("a", "v2");
+  const Answer changed = Read(*object, 4 * kMiB, kMiB);
+  EXPECT_EQ(base::ErrnoOf(changed.status), ESTALE);
+  const Answer across = Read(*object, kMiB / 2, kMiB);
+  EXPECT_EQ(base::ErrnoOf(across.status), ESTALE);
+  // What is here of the old version stays readable to whoever has it open.
+  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+}
+
+TEST_F(ObjectTest, CancelledPrefetchStopsButNotForAReaderThatWaits) {
+  Make(64 * kMiB, 64 * kMiB, 2);
+  store_->Hold();
+  const auto object = MakeObject("a", 32 * kMiB);
+  object->Prefetch(0, 32 * kMiB, Priority::kReadAhead);
+  store_->AwaitGets(1);
+  Waiter waiter;
+  object->Read(20 * kMiB, 4096, waiter.Callback());
+  object->CancelPrefetch();
+  store_->Open();
+  EXPECT_EQ(waiter.Wait().bytes, PatternBytes("a", "v1", 20 * kMiB, 4096));
+  queue_->Stop();
+  // The one in progress, and the flight of 4 MiB that the reader waited for.
+  EXPECT_LE(store_->gets().size(), 2u);
+}
+
+TEST_F(ObjectTest, DemandOvertakesBulkLoads) {
+  Make(64 * kMiB, 64 * kMiB, 2);
+  store_->Hold();
+  const auto bulk = MakeObject("bulk", 32 * kMiB);
+  bulk->Prefetch(0, 32 * kMiB, Priority::kBulk);
+  store_->AwaitGets(1);  // One of the two threads; the other is kept for demand.
+  const auto object = MakeObject("a", 8 * kMiB);
+  Waiter waiter;
+  object->Read(0, kMiB, waiter.Callback());
+  store_->AwaitGets(2);
+  EXPECT_EQ(store_->gets()[1].path, "a");
+  store_->Open();
+  EXPECT_TRUE(waiter.Wait().status.ok());
+}
+
+TEST_F(ObjectTest, CompleteObjectGivesItsFile) {
+  const auto object = MakeObject("a", 2 * kMiB + 5);
+  Fill(*object, 0, 2 * kMiB + 5);
+  queue_->Stop();  // The last block's way into the cache ends with its fetch.
+  ASSERT_TRUE(object->Complete());
+  const auto data = object->OpenComplete();
+  ASSERT_TRUE(data.ok()) << data.status();
+  std::string bytes(2 * kMiB + 5, '\0');
+  ASSERT_EQ(pread((*data)->fd(), bytes.data(), bytes.size(), 0),
+            static_cast<ssize_t>(bytes.size()));
+  EXPECT_EQ(bytes, PatternBytes("a", "v1", 0, bytes.size()));
+}
+
+TEST_F(ObjectTest, RandomReadsWithEvictionsAndErrorsNeverGiveWrongBytes) {
+  Make(/*quota=*/12 * kMiB, /*memory=*/16 * kMiB, 6);
+  std::vector<std::shared_ptr<Object>> objects;
+  for (int i = 0; i < 4; ++i) {
+    objects.push_back(MakeObject(absl::StrCat("o", i), 4 * kMiB + static_cast<uint64_t>(i) * 999));
+  }
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      for (int i = 0; i < 150; ++i) {
+        const auto& object = objects[random() % objects.size()];
+        const uint64_t offset = random() % object->key().size;
+        const uint64_t size = 1 + random() % kMiB;
+        switch (random() % 16) {
+          case 0:
+            cache_->Evict("pattern://", object->key().path);
+            break;
+          case 1:
+            store_->FailNext(1, absl::UnavailableError("injected"), random() % kMiB);
+            break;
+          case 2:
+            object->Prefetch(offset, size * 4, Priority::kReadAhead);
+            break;
+          case 3:
+            object->CancelPrefetch();
+            break;
+          default:
+            break;
+        }
+        const Answer answer = Read(*object, offset, size);
+        if (!answer.status.ok()) {
+          // Only what was injected, or a prefetch cancelled in the instant before this read.
+          ASSERT_TRUE(absl::IsUnavailable(answer.status) || absl::IsCancelled(answer.status))
+              << answer.status;
+          continue;
+        }
+        ASSERT_EQ(answer.bytes, PatternBytes(object->key().path, "v1", offset,
+                                             std::min(size, object->key().size - offset)));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace millrace::fetch
