@@ -20,6 +20,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
+#include "common/base/clock.h"
 #include "common/base/unique_fd.h"
 #include "common/io/file_io.h"
 
@@ -81,6 +82,7 @@ class CachedFile {
 class OpenData {
  public:
   explicit OpenData(base::UniqueFd fd) : fd_(std::move(fd)) {}
+  virtual ~OpenData() = default;
   int fd() const { return fd_.get(); }
 
  private:
@@ -114,6 +116,11 @@ struct CacheOptions {
   EvictionPolicy policy = EvictionPolicy::kEpoch;
   std::vector<std::string> sources_in_use;  // FileKey::source of the mounted sources.
   size_t open_files_max = 4096;             // Descriptors kept open beyond those held.
+
+  // For tests. Empty: the machine's (/proc/sys/kernel/random/boot_id).
+  std::string boot_id;
+  // Null: the machine's. Must outlive the cache.
+  base::Clock* clock = nullptr;
 };
 
 struct TierStats {

@@ -1,0 +1,24 @@
+// What the tiers need of directories, symbolic links never followed. Stateless.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/unique_fd.h"
+
+namespace millrace::tier {
+
+absl::StatusOr<base::UniqueFd> OpenDirectoryAt(int at, const std::string& name);
+// The same, made first if it is missing (mode 0700).
+absl::StatusOr<base::UniqueFd> MakeDirectoryAt(int at, const std::string& name);
+
+// Calls `each` with every name but "." and "..".
+absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each);
+
+// Up to 4 KiB of a small file.
+absl::StatusOr<std::string> ReadSmallFile(int at, const char* name);
+
+}  // namespace millrace::tier
