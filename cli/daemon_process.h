@@ -1,0 +1,36 @@
+// The daemon program from the command's side: found, started in the background, waited for.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/unique_fd.h"
+
+namespace millrace::cli {
+
+// millrace-fuse beside this program. NotFound says what to install.
+absl::StatusOr<std::string> FindDaemonProgram();
+
+// Replaces this process with the daemon: for --foreground and --help. Returns only on failure.
+absl::Status ExecDaemon(const std::string& program, const std::vector<std::string>& arguments);
+
+struct StartedDaemon {
+  pid_t pid = 0;
+  base::UniqueFd ready;   // Read end of its ready pipe (common/control/ready.h).
+  base::UniqueFd output;  // What it printed before it had a log.
+};
+
+// Starts the daemon in a session of its own, standard input from /dev/null, and gives it a ready
+// pipe.
+absl::StatusOr<StartedDaemon> StartDaemon(const std::string& program,
+                                          const std::vector<std::string>& arguments);
+
+// Reaps the process if it ends within `timeout`; false otherwise.
+bool WaitForExit(pid_t pid, absl::Duration timeout);
+
+}  // namespace millrace::cli

@@ -1,0 +1,197 @@
+#include "cli/status_view.h"
+
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "cli/table.h"
+#include "cli/terminal.h"
+#include "common/base/units.h"
+
+namespace millrace::cli {
+namespace {
+
+using control::ReadStatus;
+using control::StatusReport;
+using control::TierStatus;
+
+constexpr char kIndent[] = "  ";
+
+std::string Bytes(uint64_t bytes) { return base::FormatBytes(bytes); }
+
+std::string Rate(double bytes_per_second) {
+  return absl::StrCat(base::FormatBytes(static_cast<uint64_t>(std::max(bytes_per_second, 0.0))),
+                      "/s");
+}
+
+uint64_t Sum(const std::map<std::string, uint64_t>& counts) {
+  uint64_t sum = 0;
+  for (const auto& [key, count] : counts) sum += count;
+  return sum;
+}
+
+std::string Full(uint64_t used, uint64_t capacity) {
+  return Percent(capacity == 0 ? -1 : static_cast<double>(used) / static_cast<double>(capacity));
+}
+
+// "quota 3, version 1" of the counts that are not zero; "-" when all are.
+std::string NonZero(const std::map<std::string, uint64_t>& counts) {
+  std::vector<std::string> parts;
+  for (const auto& [key, count] : counts) {
+    if (count > 0) parts.push_back(absl::StrCat(Printable(key), " ", GroupDigits(count)));
+  }
+  return parts.empty() ? "-" : absl::StrJoin(parts, ", ");
+}
+
+std::string Uptime(const StatusReport& report, absl::Time now) {
+  return ShortDuration(absl::ToUnixSeconds(now) - static_cast<int64_t>(report.started_unix));
+}
+
+std::string TierTable(const std::vector<TierStatus>& tiers) {
+  std::vector<std::vector<std::string>> rows;
+  for (const TierStatus& tier : tiers) {
+    rows.push_back({tier.medium, Printable(tier.path), Bytes(tier.used_bytes),
+                    Bytes(tier.capacity_bytes), Full(tier.used_bytes, tier.capacity_bytes),
+                    GroupDigits(tier.files), GroupDigits(tier.files_complete),
+                    NonZero(tier.evictions), GroupDigits(tier.refused), NonZero(tier.faults)});
+  }
+  return RenderTable({{"TIER"},
+                      {"PATH"},
+                      {"USED", true},
+                      {"QUOTA", true},
+                      {"FULL", true},
+                      {"FILES", true},
+                      {"COMPLETE", true},
+                      {"EVICTED"},
+                      {"REFUSED", true},
+                      {"FAULTS"}},
+                     rows, kIndent);
+}
+
+// A row per dataset: the bytes of each place, and the share that did not come from the store.
+std::string ReadTable(const std::vector<ReadStatus>& reads) {
+  struct Row {
+    std::map<std::string, uint64_t> bytes;
+    std::vector<ReadStatus> reads;
+    uint64_t requests = 0;
+  };
+  std::map<std::string, Row> by_dataset;
+  for (const ReadStatus& read : reads) {
+    Row& row = by_dataset[read.dataset];
+    row.bytes[read.tier] += read.bytes;
+    row.requests += read.requests;
+    row.reads.push_back(read);
+  }
+  std::vector<std::vector<std::string>> rows;
+  for (auto& [dataset, row] : by_dataset) {
+    rows.push_back(
+        {Printable(dataset.empty() ? "/" : dataset), Percent(control::HitRatio(row.reads)),
+         GroupDigits(row.requests), Bytes(row.bytes["page"]), Bytes(row.bytes["local"]),
+         Bytes(row.bytes["short_circuit"]), Bytes(row.bytes["remote"]), Bytes(row.bytes["store"])});
+  }
+  return RenderTable({{"DATASET"},
+                      {"HIT", true},
+                      {"REQUESTS", true},
+                      {"PAGE", true},
+                      {"LOCAL", true},
+                      {"SHORT CIRCUIT", true},
+                      {"REMOTE", true},
+                      {"STORE", true}},
+                     rows, kIndent);
+}
+
+std::string Features(const StatusReport& report) {
+  std::vector<std::string> parts = {absl::StrCat("io ", report.io.empty() ? "?" : report.io)};
+  for (const auto& [name, on] : report.features) {
+    parts.push_back(absl::StrCat(Printable(name), on ? " yes" : " no"));
+  }
+  return absl::StrJoin(parts, ", ");
+}
+
+void AppendFact(absl::string_view label, absl::string_view text, std::string* out) {
+  std::string line = absl::StrCat(kIndent, label);
+  line.resize(14, ' ');
+  absl::StrAppend(out, line, text, "\n");
+}
+
+}  // namespace
+
+std::string RenderStatus(const StatusReport& report, absl::Time now) {
+  std::string out =
+      absl::StrCat(Printable(report.mountpoint), "  serving for ", Uptime(report, now),
+                   "  (process ", report.pid, ", millrace ", Printable(report.version), ")\n");
+  for (const control::SourceStatus& source : report.sources) {
+    AppendFact("source",
+               absl::StrCat(source.name.empty() ? "" : absl::StrCat(Printable(source.name), " = "),
+                            Printable(source.url)),
+               &out);
+  }
+  AppendFact("profile",
+             absl::StrCat(report.profile, report.profile_reason.empty() ? "" : ", ",
+                          Printable(report.profile_reason)),
+             &out);
+  AppendFact("features", Features(report), &out);
+  AppendFact("throughput",
+             absl::StrCat(Rate(report.read_bytes_per_second), " to readers, ",
+                          Rate(report.store_bytes_per_second), " from the store"),
+             &out);
+  AppendFact("hit ratio", Percent(control::HitRatio(report.reads)), &out);
+  AppendFact("passthrough",
+             absl::StrCat(GroupDigits(report.passthrough_opens), " opens of files of ",
+                          Bytes(report.passthrough_bytes),
+                          " in all; the kernel reads these by itself, uncounted"),
+             &out);
+  AppendFact("store",
+             absl::StrCat(Bytes(report.store_bytes), " in ", GroupDigits(report.store_requests),
+                          " requests"),
+             &out);
+  AppendFact("names",
+             absl::StrCat(GroupDigits(report.files), " files, ", GroupDigits(report.directories),
+                          " directories, ", GroupDigits(report.names_hidden), " hidden, ",
+                          GroupDigits(report.names_changed), " changed"),
+             &out);
+  AppendFact("memory",
+             absl::StrCat(Bytes(report.memory_used_bytes), " of ", Bytes(report.memory_limit_bytes),
+                          " budget, ", Bytes(report.resident_bytes), " resident"),
+             &out);
+  AppendFact("errors", NonZero(report.errors), &out);
+  AppendFact("sessions", absl::StrCat(report.sessions_survived, " take-overs survived"), &out);
+  if (!report.tiers.empty()) absl::StrAppend(&out, "\n", TierTable(report.tiers));
+  if (!report.reads.empty()) absl::StrAppend(&out, "\n", ReadTable(report.reads));
+  return out;
+}
+
+std::string RenderMounts(const std::vector<MountLine>& mounts, absl::Time now) {
+  if (mounts.empty()) return "no mounts\n";
+  std::vector<std::vector<std::string>> rows;
+  for (const MountLine& mount : mounts) {
+    const std::string sources = Printable(absl::StrJoin(mount.sources, " "));
+    if (mount.state != "serving") {
+      rows.push_back(
+          {Printable(mount.mountpoint), mount.state, "-", "-", "-", "-", "-", "-", sources});
+      continue;
+    }
+    uint64_t used = 0;
+    uint64_t capacity = 0;
+    for (const TierStatus& tier : mount.report.tiers) {
+      used += tier.used_bytes;
+      capacity += tier.capacity_bytes;
+    }
+    rows.push_back(
+        {Printable(mount.mountpoint), mount.state, Uptime(mount.report, now), Bytes(used),
+         Full(used, capacity), Percent(control::HitRatio(mount.report.reads)),
+         Rate(mount.report.read_bytes_per_second), GroupDigits(Sum(mount.report.errors)), sources});
+  }
+  return RenderTable({{"MOUNTPOINT"},
+                      {"STATE"},
+                      {"FOR", true},
+                      {"CACHED", true},
+                      {"FULL", true},
+                      {"HIT", true},
+                      {"READ", true},
+                      {"ERRORS", true},
+                      {"SOURCES"}},
+                     rows, "");
+}
+
+}  // namespace millrace::cli
