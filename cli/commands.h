@@ -18,6 +18,10 @@ int WarmMain(const Arguments& arguments);
 int EvictMain(const Arguments& arguments);
 int StatusMain(const Arguments& arguments);
 
+// `mount` with a given daemon program, in the background: what MountMain does once it has found the
+// program, apart for tests.
+int MountInBackground(const std::string& program, const Arguments& arguments);
+
 // The list of commands.
 std::string HelpOfAll();
 // "unknown command X; did you mean Y?"

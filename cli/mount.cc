@@ -117,6 +117,8 @@ void StopDaemon(pid_t pid) {
   WaitForExit(pid, kExitGrace);
 }
 
+}  // namespace
+
 int MountInBackground(const std::string& program, const Arguments& arguments) {
   NoteInterrupts();
   absl::StatusOr<StartedDaemon> daemon = StartDaemon(program, arguments);
@@ -151,8 +153,6 @@ int MountInBackground(const std::string& program, const Arguments& arguments) {
   fputs(control::FormatSummary(message->summary).c_str(), stdout);
   return 0;
 }
-
-}  // namespace
 
 int MountMain(const Arguments& arguments) {
   const absl::StatusOr<std::string> program = FindDaemonProgram();
