@@ -19,8 +19,8 @@ absl::Span<char> ThreadBuffer(uint64_t size) {
 }
 
 // A cache file may lose a block under a reader (bad checksum, bad sector): it is then fetched
-// again. Twice in a row for one read means a disk that corrupts what it is given.
-constexpr int kReadAttempts = 3;
+// again, and the fetch hands it over in memory. This many rounds mean that nothing helps.
+constexpr int kReadAttempts = 8;
 
 // Lets one thread wait for one event.
 class Latch {
@@ -169,14 +169,7 @@ void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
 
 void Object::StartRead(std::shared_ptr<PendingRead> read) {
   std::shared_ptr<tier::CachedFile> file = cached();
-  if (file == nullptr || !file->Has(read->offset, read->size)) {
-    if (stale_.load(std::memory_order_relaxed)) {
-      std::move(read->done)(base::WithErrno(
-          absl::FailedPreconditionError("the object changed in the store"), ESTALE));
-      return;
-    }
-    file = CachedForFill();
-  }
+  if (file == nullptr || !file->Has(read->offset, read->size)) file = CachedForFill();
   read->remaining.store(1, std::memory_order_relaxed);  // This function's own part.
   Plan plan;
   {
@@ -219,6 +212,14 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
     wait(index, state);
   }
   if (missing.empty()) return plan;
+  if (stale_.load(std::memory_order_relaxed)) {
+    // What is here of this version stays readable; the rest is gone for ever.
+    if (read != nullptr) {
+      read->Fail(base::WithErrno(
+          absl::FailedPreconditionError("the object changed in the store"), ESTALE));
+    }
+    return plan;
+  }
   if (key_.size <= kWholeMax && (first > 0 || last + 1 < BlockCount())) {
     // Fetch the rest of a small object in the same GET.
     missing.clear();
@@ -257,7 +258,7 @@ void Object::Launch(Plan plan, Priority priority) {
 
 void Object::Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done) {
   size = offset < key_.size ? std::min(size, key_.size - offset) : 0;
-  if (size == 0 || stale_.load(std::memory_order_relaxed)) {
+  if (size == 0) {
     if (done) std::move(done)(absl::OkStatus());
     return;
   }
@@ -390,7 +391,13 @@ void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
   }
   std::vector<size_t> slots;
   for (size_t slot = 0; slot < read->blocks.size(); ++slot) {
-    if (read->blocks[slot] == nullptr) slots.push_back(slot);
+    if (read->blocks[slot] != nullptr) continue;
+    if (!file->HasBlock(read->first + slot)) {
+      // Evicted and admitted anew since the plan was made: this file has other blocks.
+      StartRead(std::move(read));
+      return;
+    }
+    slots.push_back(slot);
   }
   if (!shared_->pool->TryReserve(slots.size(), /*urgent=*/true)) {
     // No memory for buffers: this thread reads into its own, one request after the other. From

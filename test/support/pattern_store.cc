@@ -45,6 +45,11 @@ absl::Status PatternStore::Get(const store::GetRequest& request, store::BodySink
   if (!request.version.empty() && request.version != version) {
     return absl::FailedPreconditionError("the object is another version");
   }
+  {
+    // Before the first byte: a reader that has its bytes must find them counted.
+    base::MutexLock lock(&mutex_);
+    bytes_sent_ += size;
+  }
   const std::string body = PatternBytes(request.path, version, request.offset, size);
   // Odd pieces, so that blocks and pieces do not line up.
   constexpr uint64_t kPiece = 50'021;
@@ -53,8 +58,6 @@ absl::Status PatternStore::Get(const store::GetRequest& request, store::BodySink
       return absl::CancelledError("the sink had enough");
     }
   }
-  base::MutexLock lock(&mutex_);
-  bytes_sent_ += size;
   return failure;
 }
 

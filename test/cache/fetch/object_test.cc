@@ -58,6 +58,15 @@ class Waiter {
   Answer answer_;
 };
 
+// Says where two texts differ instead of printing megabytes.
+testing::AssertionResult Same(const std::string& got, const std::string& want) {
+  if (got == want) return testing::AssertionSuccess();
+  const size_t at = std::mismatch(got.begin(), got.end(), want.begin(), want.end()).first -
+                    got.begin();
+  return testing::AssertionFailure() << got.size() << " bytes for " << want.size()
+                                     << ", different from byte " << at;
+}
+
 class ObjectTest : public testing::Test {
  protected:
   void SetUp() override { Make(64 * kMiB, 64 * kMiB, 8); }
@@ -94,7 +103,9 @@ class ObjectTest : public testing::Test {
     }
     memory_.reset();
     queue_.reset();
-    if (cache_ != nullptr) EXPECT_TRUE(cache_->Close().ok());
+    if (cache_ != nullptr) {
+      EXPECT_TRUE(cache_->Close().ok());
+    }
     cache_.reset();
     file_io_.reset();
     pool_.reset();
@@ -139,7 +150,7 @@ TEST_F(ObjectTest, ReadsTheRightBytesAcrossBlocksAndAtTheEnd) {
   for (const uint64_t offset : {uint64_t{0}, kBlockSize - 1, 2 * kMiB, size - 100}) {
     const Answer answer = Read(*object, offset, kMiB);
     ASSERT_TRUE(answer.status.ok()) << answer.status;
-    EXPECT_EQ(answer.bytes, PatternBytes("a", "v1", offset, std::min(kMiB, size - offset)));
+    EXPECT_TRUE(Same(answer.bytes, PatternBytes("a", "v1", offset, std::min(kMiB, size - offset))));
   }
   EXPECT_EQ(Read(*object, size, 10).bytes, "");
 }
@@ -152,7 +163,7 @@ TEST_F(ObjectTest, ManyReadersOfOneColdRangeCauseOneGet) {
   store_->AwaitGets(1);
   store_->Open();
   for (Waiter& waiter : waiters) {
-    EXPECT_EQ(waiter.Wait().bytes, PatternBytes("a", "v1", 2 * kMiB, kMiB));
+    EXPECT_TRUE(Same(waiter.Wait().bytes, PatternBytes("a", "v1", 2 * kMiB, kMiB)));
   }
   EXPECT_EQ(store_->gets().size(), 1u);
   EXPECT_EQ(store_->bytes_sent(), kMiB);
@@ -163,15 +174,15 @@ TEST_F(ObjectTest, SecondReadComesFromTheCache) {
   Fill(*object, 0, 2 * kMiB);
   const uint64_t sent = store_->bytes_sent();
   // Whether a block is in the cache already or still on its way there, it is not fetched again.
-  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+  EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
   EXPECT_EQ(store_->bytes_sent(), sent);
   EXPECT_EQ(sent, 2 * kMiB);
 }
 
 TEST_F(ObjectTest, SmallObjectIsFetchedWholeWithOneGet) {
   const auto object = MakeObject("small", 300'000);
-  EXPECT_EQ(Read(*object, 200'000, 4096).bytes, PatternBytes("small", "v1", 200'000, 4096));
-  EXPECT_EQ(Read(*object, 0, 4096).bytes, PatternBytes("small", "v1", 0, 4096));
+  EXPECT_TRUE(Same(Read(*object, 200'000, 4096).bytes, PatternBytes("small", "v1", 200'000, 4096)));
+  EXPECT_TRUE(Same(Read(*object, 0, 4096).bytes, PatternBytes("small", "v1", 0, 4096)));
   ASSERT_EQ(store_->gets().size(), 1u);
   EXPECT_EQ(store_->gets()[0].length, 300'000u);
 }
@@ -189,7 +200,7 @@ TEST_F(ObjectTest, WhatTheCacheRefusesIsServedFromMemory) {
   EXPECT_TRUE(object->Uncached());
   Fill(*object, 0, 8 * kMiB);
   const uint64_t sent = store_->bytes_sent();
-  EXPECT_EQ(Read(*object, kMiB, kMiB).bytes, PatternBytes("large", "v1", kMiB, kMiB));
+  EXPECT_TRUE(Same(Read(*object, kMiB, kMiB).bytes, PatternBytes("large", "v1", kMiB, kMiB)));
   EXPECT_EQ(store_->bytes_sent(), sent);
 }
 
@@ -205,7 +216,7 @@ TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
         const uint64_t offset = random() % (63 * kMiB);
         const Answer answer = Read(*object, offset, kMiB);
         ASSERT_TRUE(answer.status.ok()) << answer.status;
-        ASSERT_EQ(answer.bytes, PatternBytes(path, "v1", offset, kMiB));
+        ASSERT_TRUE(Same(answer.bytes, PatternBytes(path, "v1", offset, kMiB)));
       }
     });
   }
@@ -218,7 +229,7 @@ TEST_F(ObjectTest, StoreErrorReachesTheReaderAndTheNextReadTriesAgain) {
   store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), /*bytes=*/kBlockSize + 10);
   const Answer answer = Read(*object, 0, kMiB);
   EXPECT_EQ(answer.status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+  EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
   // The block that had arrived before the error was kept.
   EXPECT_EQ(store_->gets()[1].offset, kBlockSize);
   EXPECT_EQ(shared_.store_errors.load(), 1u);
@@ -233,7 +244,7 @@ TEST_F(ObjectTest, ChangedObjectGivesStaleAndNeverMixedBytes) {
   const Answer across = Read(*object, kMiB / 2, kMiB);
   EXPECT_EQ(base::ErrnoOf(across.status), ESTALE);
   // What is here of the old version stays readable to whoever has it open.
-  EXPECT_EQ(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB));
+  EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
 }
 
 TEST_F(ObjectTest, CancelledPrefetchStopsButNotForAReaderThatWaits) {
@@ -246,7 +257,7 @@ TEST_F(ObjectTest, CancelledPrefetchStopsButNotForAReaderThatWaits) {
   object->Read(20 * kMiB, 4096, waiter.Callback());
   object->CancelPrefetch();
   store_->Open();
-  EXPECT_EQ(waiter.Wait().bytes, PatternBytes("a", "v1", 20 * kMiB, 4096));
+  EXPECT_TRUE(Same(waiter.Wait().bytes, PatternBytes("a", "v1", 20 * kMiB, 4096)));
   queue_->Stop();
   // The one in progress, and the flight of 4 MiB that the reader waited for.
   EXPECT_LE(store_->gets().size(), 2u);
@@ -277,7 +288,7 @@ TEST_F(ObjectTest, CompleteObjectGivesItsFile) {
   std::string bytes(2 * kMiB + 5, '\0');
   ASSERT_EQ(pread((*data)->fd(), bytes.data(), bytes.size(), 0),
             static_cast<ssize_t>(bytes.size()));
-  EXPECT_EQ(bytes, PatternBytes("a", "v1", 0, bytes.size()));
+  EXPECT_TRUE(Same(bytes, PatternBytes("a", "v1", 0, bytes.size())));
 }
 
 TEST_F(ObjectTest, RandomReadsWithEvictionsAndErrorsNeverGiveWrongBytes) {
@@ -317,8 +328,10 @@ TEST_F(ObjectTest, RandomReadsWithEvictionsAndErrorsNeverGiveWrongBytes) {
               << answer.status;
           continue;
         }
-        ASSERT_EQ(answer.bytes, PatternBytes(object->key().path, "v1", offset,
-                                             std::min(size, object->key().size - offset)));
+        ASSERT_TRUE(Same(answer.bytes,
+                         PatternBytes(object->key().path, "v1", offset,
+                                      std::min(size, object->key().size - offset))))
+            << object->key().path << " from " << offset << " of " << object->key().size;
       }
     });
   }
