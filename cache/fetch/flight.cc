@@ -23,7 +23,9 @@ void Flight::Run() {
       std::memcpy(block->data + block->size, piece.data(), taken);
       block->size += taken;
       piece.remove_prefix(taken);
-      if (block->size == block_bytes) object_->OnBlock(next++, std::exchange(block, nullptr));
+      if (block->size == block_bytes) {
+        object_->OnBlock(next++, std::exchange(block, nullptr), priority_);
+      }
     }
     return true;
   };

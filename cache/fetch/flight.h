@@ -11,8 +11,10 @@ namespace millrace::fetch {
 
 class Flight : public FetchJob {
  public:
-  Flight(std::shared_ptr<Object> object, uint64_t first_block, uint64_t block_count)
-      : object_(std::move(object)), first_(first_block), count_(block_count) {}
+  Flight(std::shared_ptr<Object> object, uint64_t first_block, uint64_t block_count,
+         Priority priority)
+      : object_(std::move(object)), first_(first_block), count_(block_count),
+        priority_(priority) {}
 
   void Run() override;
   void Drop() override;
@@ -28,6 +30,7 @@ class Flight : public FetchJob {
   const std::shared_ptr<Object> object_;
   const uint64_t first_;
   const uint64_t count_;
+  const Priority priority_;  // What it was started for.
   std::atomic<bool> abandoned_{false};
 };
 

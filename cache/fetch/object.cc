@@ -151,6 +151,7 @@ void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
     return;
   }
   size = std::min({size, key_.size - offset, kReadMax});
+  const bool unread = TakeUnread(offset / kBlockSize, (offset + size - 1) / kBlockSize);
   // The common case costs no allocation: everything is in the cache and in the page cache.
   if (const std::shared_ptr<tier::CachedFile> file = cached();
       file != nullptr && file->Has(offset, size)) {
@@ -160,11 +161,23 @@ void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
       ReadResult result;
       result.pieces = {buffer};
       result.size = size;
+      if (unread) result.origin = Origin::kStore;
       std::move(done)(std::move(result));
       return;
     }
   }
-  StartRead(std::make_shared<PendingRead>(offset, size, std::move(done)));
+  auto read = std::make_shared<PendingRead>(offset, size, std::move(done));
+  if (unread) read->origin = Origin::kStore;
+  StartRead(std::move(read));
+}
+
+bool Object::TakeUnread(uint64_t first, uint64_t last) {
+  if (unread_count_.load(std::memory_order_relaxed) == 0) return false;
+  base::MutexLock lock(&mutex_);
+  bool any = false;
+  for (uint64_t index = first; index <= last; ++index) any |= unread_.erase(index) > 0;
+  unread_count_.store(unread_.size(), std::memory_order_relaxed);
+  return any;
 }
 
 void Object::StartRead(std::shared_ptr<PendingRead> read) {
@@ -238,7 +251,7 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
            (priority == Priority::kDemand || missing[end] % kFlightBlocks != 0)) {
       ++end;
     }
-    auto flight = std::make_shared<Flight>(shared_from_this(), missing[i], end - i);
+    auto flight = std::make_shared<Flight>(shared_from_this(), missing[i], end - i, priority);
     for (; i < end; ++i) {
       BlockState& state = blocks_[missing[i]];
       state.flight = flight;
@@ -292,7 +305,7 @@ void Object::CancelPrefetch() {
   }
 }
 
-void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block) {
+void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priority priority) {
   std::vector<std::shared_ptr<PendingRead>> waiters;
   std::shared_ptr<tier::CachedFile> file;
   {
@@ -302,6 +315,10 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block) {
     state.data = block;
     waiters.swap(state.waiters);
     file = cached_;
+    if (waiters.empty() && priority != Priority::kBulk) {
+      unread_.insert(index);
+      unread_count_.store(unread_.size(), std::memory_order_relaxed);
+    }
   }
   // Readers first: what they wait for must not wait for the disk.
   for (std::shared_ptr<PendingRead>& read : waiters) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,7 +31,9 @@ namespace millrace::fetch {
 class Flight;
 class MemoryCache;
 
-// Where the bytes of a read were found: the "tier" label of the read metrics.
+// Where the bytes of a read came from: the "tier" label of the read metrics. Bytes that read-ahead
+// or look-ahead brought count as the store's when they are read for the first time: they are in the
+// cache because of this reader, not thanks to an earlier one. What `warm` loaded is local.
 enum class Origin : uint8_t { kLocal, kStore };
 
 // The bytes of a read, in order. The pieces are valid only during the callback.
@@ -126,7 +129,9 @@ class Object : public std::enable_shared_from_this<Object> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Launch(Plan plan, Priority priority);
 
-  void OnBlock(uint64_t index, const std::shared_ptr<Block>& block);
+  void OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priority priority);
+  // True if [first, last] has blocks that were fetched ahead and not read yet; they are now.
+  bool TakeUnread(uint64_t first, uint64_t last);
   // Ends the flight's blocks from `next` on: those waiting get `status`.
   void OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status);
   // A block only kept in memory goes: the budget is needed.
@@ -139,6 +144,9 @@ class Object : public std::enable_shared_from_this<Object> {
 
   mutable base::Mutex mutex_;
   std::shared_ptr<tier::CachedFile> cached_ ABSL_GUARDED_BY(mutex_);
+  // Fetched ahead, not read yet. The count is for the hot path, which has none.
+  absl::flat_hash_set<uint64_t> unread_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<size_t> unread_count_{0};
   // Blocks in flight or in memory; all others are in the cache or missing.
   absl::flat_hash_map<uint64_t, BlockState> blocks_ ABSL_GUARDED_BY(mutex_);
 };
