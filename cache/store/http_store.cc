@@ -63,9 +63,8 @@ absl::string_view OriginOf(absl::string_view url) {
 // Where a redirect of `url` leads; nothing for another host, and for https to http.
 std::optional<std::string> RedirectTarget(absl::string_view url, absl::string_view location) {
   const absl::string_view origin = OriginOf(url);
-  if (absl::StartsWith(location, "/") && !absl::StartsWith(location, "//")) {
-    return absl::StrCat(origin, location);
-  }
+  if (absl::StartsWith(location, "//")) return std::nullopt;  // Another host by its form.
+  if (absl::StartsWith(location, "/")) return absl::StrCat(origin, location);
   if (!absl::StrContains(location, "://")) {
     return absl::StrCat(url.substr(0, url.rfind('/') + 1), location);
   }
