@@ -23,9 +23,9 @@ namespace {
 // Hostile servers: an answer's head beyond this is refused.
 constexpr size_t kHeadBytesMax = 64 * 1024;
 
-// The receive buffer, which libcurl holds only during a transfer. Measured over loopback from a real
-// S3 server: bulk bodies cost 0.29 CPU s/GiB at 16 KiB, 0.28 at 64, 0.22 at 128, 0.25 at 256 and
-// 512; for objects of 100 KB the size does not show.
+// The receive buffer, which libcurl holds only during a transfer. Measured over loopback from a
+// real S3 server: bulk bodies cost 0.29 CPU s/GiB at 16 KiB, 0.28 at 64, 0.22 at 128, 0.25 at 256
+// and 512; for objects of 100 KB the size does not show.
 constexpr uint64_t kBulkBytes = 256 * 1024;
 constexpr long kBulkBufferBytes = 128 * 1024;
 constexpr long kSmallBufferBytes = 64 * 1024;

@@ -11,7 +11,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -19,6 +18,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "absl/strings/numbers.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
@@ -149,8 +150,13 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "fuzz: no seeds in %s\n", argv[1]);
     return 2;
   }
-  const int runs = argc > 2 ? std::atoi(argv[2]) : kRunsDefault;
-  const uint64_t seed = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : std::random_device{}();
+  int runs = kRunsDefault;
+  uint64_t seed = std::random_device{}();
+  if ((argc > 2 && !absl::SimpleAtoi(argv[2], &runs)) ||
+      (argc > 3 && !absl::SimpleAtoi(argv[3], &seed))) {
+    std::fprintf(stderr, "fuzz: RUNS and SEED are numbers\n");
+    return 2;
+  }
   std::printf("fuzz: %zu seeds, %d mutations, seed %llu\n", seeds.size(), runs,
               static_cast<unsigned long long>(seed));
   std::fflush(stdout);
