@@ -12,7 +12,8 @@ constexpr uint64_t kWindowFirst = 4 << 20;
 constexpr uint64_t kReorder = 8 << 20;
 // How much a second read may skip and still begin a stream.
 constexpr uint64_t kGap = 128 << 10;
-// Asking for less than this at a time would make small GETs (object.h, kFlightSize).
+// What is asked for ends at a multiple of this, so that it is fetched with whole GETs (object.h,
+// kFlightSize): ending anywhere made 869 requests of what takes 512.
 constexpr uint64_t kStep = 4 << 20;
 constexpr int kStrideAhead = 4;
 
@@ -53,10 +54,11 @@ absl::InlinedVector<Range, 4> ReadPattern::OnRead(uint64_t offset, uint64_t size
     last_offset_ = offset;
     window_max = std::min(window_max, kWindowMax);
     stream->window = std::min(window_max, std::max(kWindowFirst, stream->window * 2));
-    const uint64_t end = std::min(file_size, stream->next + stream->window);
+    uint64_t end = stream->next + stream->window;
+    const uint64_t step = std::min(kStep, stream->window);
+    end = end >= file_size ? file_size : end / step * step;
     const uint64_t begin = std::max(stream->next, stream->ahead);
-    // A step that ends the file may be small.
-    if (end > begin && (end - begin >= std::min(kStep, stream->window / 2) || end == file_size)) {
+    if (end > begin) {
       ahead.push_back({begin, end - begin});
       stream->ahead = end;
     }
