@@ -1,6 +1,8 @@
 #include "cli/status_view.h"
 
+#include <algorithm>
 #include <map>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -47,28 +49,31 @@ std::string Uptime(const StatusReport& report, absl::Time now) {
   return ShortDuration(absl::ToUnixSeconds(now) - static_cast<int64_t>(report.started_unix));
 }
 
+// Counts by reason are in the JSON; a path may be long and so comes last.
 std::string TierTable(const std::vector<TierStatus>& tiers) {
   std::vector<std::vector<std::string>> rows;
   for (const TierStatus& tier : tiers) {
-    rows.push_back({tier.medium, Printable(tier.path), Bytes(tier.used_bytes),
-                    Bytes(tier.capacity_bytes), Full(tier.used_bytes, tier.capacity_bytes),
-                    GroupDigits(tier.files), GroupDigits(tier.files_complete),
-                    NonZero(tier.evictions), GroupDigits(tier.refused), NonZero(tier.faults)});
+    rows.push_back({tier.medium, Bytes(tier.used_bytes), Bytes(tier.capacity_bytes),
+                    Full(tier.used_bytes, tier.capacity_bytes), GroupDigits(tier.files),
+                    GroupDigits(tier.files_complete), GroupDigits(Sum(tier.evictions)),
+                    GroupDigits(tier.refused), GroupDigits(Sum(tier.faults)),
+                    Printable(tier.path)});
   }
   return RenderTable({{"TIER"},
-                      {"PATH"},
                       {"USED", true},
                       {"QUOTA", true},
                       {"FULL", true},
                       {"FILES", true},
                       {"COMPLETE", true},
-                      {"EVICTED"},
+                      {"EVICTED", true},
                       {"REFUSED", true},
-                      {"FAULTS"}},
+                      {"FAULTS", true},
+                      {"PATH"}},
                      rows, kIndent);
 }
 
-// A row per dataset: the bytes of each place, and the share that did not come from the store.
+// A row per dataset: the share that did not come from the store, and the bytes of each place that
+// gave any.
 std::string ReadTable(const std::vector<ReadStatus>& reads) {
   struct Row {
     std::map<std::string, uint64_t> bytes;
@@ -76,28 +81,40 @@ std::string ReadTable(const std::vector<ReadStatus>& reads) {
     uint64_t requests = 0;
   };
   std::map<std::string, Row> by_dataset;
+  std::map<std::string, uint64_t> by_place;
   for (const ReadStatus& read : reads) {
     Row& row = by_dataset[read.dataset];
     row.bytes[read.tier] += read.bytes;
     row.requests += read.requests;
     row.reads.push_back(read);
+    by_place[read.tier] += read.bytes;
   }
+  struct Place {
+    const char* tier;
+    const char* title;
+    bool always;
+  };
+  constexpr Place kPlaces[] = {{"page", "PAGE", false},
+                               {"local", "LOCAL", true},
+                               {"short_circuit", "SHORT CIRCUIT", false},
+                               {"remote", "REMOTE", false},
+                               {"store", "STORE", true}};
+  std::vector<Column> columns = {{"HIT", true}, {"REQUESTS", true}};
+  for (const Place& place : kPlaces) {
+    if (place.always || by_place[place.tier] > 0) columns.push_back({place.title, true});
+  }
+  columns.push_back({"DATASET"});
   std::vector<std::vector<std::string>> rows;
   for (auto& [dataset, row] : by_dataset) {
-    rows.push_back(
-        {Printable(dataset.empty() ? "/" : dataset), Percent(control::HitRatio(row.reads)),
-         GroupDigits(row.requests), Bytes(row.bytes["page"]), Bytes(row.bytes["local"]),
-         Bytes(row.bytes["short_circuit"]), Bytes(row.bytes["remote"]), Bytes(row.bytes["store"])});
+    std::vector<std::string> cells = {Percent(control::HitRatio(row.reads)),
+                                      GroupDigits(row.requests)};
+    for (const Place& place : kPlaces) {
+      if (place.always || by_place[place.tier] > 0) cells.push_back(Bytes(row.bytes[place.tier]));
+    }
+    cells.push_back(Printable(dataset.empty() ? "/" : dataset));
+    rows.push_back(std::move(cells));
   }
-  return RenderTable({{"DATASET"},
-                      {"HIT", true},
-                      {"REQUESTS", true},
-                      {"PAGE", true},
-                      {"LOCAL", true},
-                      {"SHORT CIRCUIT", true},
-                      {"REMOTE", true},
-                      {"STORE", true}},
-                     rows, kIndent);
+  return RenderTable(columns, rows, kIndent);
 }
 
 std::string Features(const StatusReport& report) {

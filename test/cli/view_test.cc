@@ -150,21 +150,21 @@ TEST(StatusViewTest, ShowsAMountInFull) {
   errors      fetch/store 2
   sessions    0 take-overs survived
 
-  TIER  PATH                      USED   QUOTA   FULL   FILES  COMPLETE  EVICTED             REFUSED  FAULTS
-  ssd   /var/cache/millrace/x  1.0 GiB  10 GiB  10.0%  12,345    12,000  quota 3, version 1        0  -
+  TIER     USED   QUOTA   FULL   FILES  COMPLETE  EVICTED  REFUSED  FAULTS  PATH
+  ssd   1.0 GiB  10 GiB  10.0%  12,345    12,000        4        0       0  /var/cache/millrace/x
 
-  DATASET    HIT  REQUESTS  PAGE    LOCAL  SHORT CIRCUIT  REMOTE    STORE
-  train    75.0%     3,010   0 B  3.0 GiB            0 B     0 B  1.0 GiB
+    HIT  REQUESTS    LOCAL    STORE  DATASET
+  75.0%     3,010  3.0 GiB  1.0 GiB  train
 )");
 }
 
 TEST(StatusViewTest, ListsMounts) {
   std::vector<MountLine> mounts(2);
-  mounts[0] = {"/data", "serving", {"train=s3://bucket/train", "val=file:///srv/val"}, Report()};
+  mounts[0] = {"/data", "serving", {"train=s3://b/t", "val=file:///v"}, Report()};
   mounts[1] = {"/dead", "dead", {"s3://b"}, {}};
   EXPECT_EQ(RenderMounts(mounts, absl::FromUnixSeconds(1700000005)),
             R"(MOUNTPOINT  STATE    FOR   CACHED   FULL    HIT       READ  ERRORS  SOURCES
-/data       serving   5s  1.0 GiB  10.0%  75.0%  312 MiB/s       2  train=s3://bucket/train val=file:///srv/val
+/data       serving   5s  1.0 GiB  10.0%  75.0%  312 MiB/s       2  train=s3://b/t val=file:///v
 /dead       dead       -        -      -      -          -       -  s3://b
 )");
   EXPECT_EQ(RenderMounts({}, absl::UnixEpoch()), "no mounts\n");
