@@ -147,6 +147,9 @@ int MountInBackground(const std::string& program, const Arguments& arguments) {
   }
   if (message->kind == control::ReadyMessage::Kind::kFailed) {
     WaitForExit(daemon->pid, kExitGrace);
+    // The error says it all; the log of a mount that never was would only confuse. Does nothing
+    // when the run directory serves a living mount.
+    if (!log_path.empty()) control::RemoveStale({log_path.substr(0, log_path.rfind('/'))});
     fprintf(stderr, "millrace: %s\n", message->error.c_str());
     return message->exit_code;
   }

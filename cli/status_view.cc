@@ -118,7 +118,7 @@ std::string ReadTable(const std::vector<ReadStatus>& reads) {
 }
 
 std::string Features(const StatusReport& report) {
-  std::vector<std::string> parts = {absl::StrCat("io ", report.io.empty() ? "?" : report.io)};
+  std::vector<std::string> parts = {Printable(report.io.empty() ? "?" : report.io)};
   for (const auto& [name, on] : report.features) {
     parts.push_back(absl::StrCat(Printable(name), on ? " yes" : " no"));
   }

@@ -53,8 +53,7 @@ void NoteInterrupts() {
   action.sa_handler = [](int) { interrupted.store(true); };
   // Without SA_RESTART waits end at once; the second signal finds the default action again.
   action.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
 }
 
 std::string Printable(absl::string_view text) {

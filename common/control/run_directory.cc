@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <memory>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -97,6 +99,27 @@ bool IsFileAt(int fd, const std::string& path) {
          opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
+// For the error below only: the lock is what counts.
+void WritePid(int fd) {
+  const std::string text = absl::StrCat(getpid(), "\n");
+  if (ftruncate(fd, 0) != 0) return;
+  [[maybe_unused]] const ssize_t written = pwrite(fd, text.data(), text.size(), 0);
+}
+
+absl::Status AlreadyServed(const RunPaths& paths, absl::string_view mountpoint) {
+  const std::string text = base::ReadTextFile(paths.lock(), 64).value_or("");
+  const std::string process =
+      text.empty() ? "" : absl::StrCat(" (process ", absl::StripAsciiWhitespace(text), ")");
+  if (ReadRecord(paths).ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("another millrace-fuse", process, " serves ", mountpoint,
+                     "; unmount it first: millrace umount ", mountpoint));
+  }
+  return absl::FailedPreconditionError(absl::StrCat("another millrace-fuse", process,
+                                                    " is just starting or ending at ", mountpoint,
+                                                    "; wait for it, or end that process"));
+}
+
 }  // namespace
 
 std::string MountHash(absl::string_view mountpoint) {
@@ -140,15 +163,15 @@ absl::StatusOr<RunDirectory> RunDirectory::CreateBelow(const std::string& base,
     }
     ASSIGN_OR_RETURN(const bool locked, TryLock(lock_file.get(), paths));
     if (!locked) {
-      const absl::StatusOr<MountRecord> record = ReadRecord(paths);
-      return absl::FailedPreconditionError(absl::StrCat(
-          "another millrace-fuse", record.ok() ? absl::StrCat(" (process ", record->pid, ")") : "",
-          " serves ", mountpoint, "; unmount it first: millrace umount ", mountpoint));
+      return AlreadyServed(paths, mountpoint);
     }
     if (!IsFileAt(lock_file.get(), paths.lock())) continue;
+    WritePid(lock_file.get());
     // What a killed predecessor left must not be taken for ours.
     unlink(paths.record().c_str());
     unlink(paths.socket().c_str());
+    // One generation is kept for whoever asks why the last mount ended; more would fill /run.
+    rename(paths.log().c_str(), paths.old_log().c_str());
     return RunDirectory(paths, std::move(lock_file));
   }
   return absl::UnavailableError(
@@ -210,7 +233,8 @@ void RemoveStale(const RunPaths& paths) {
     const absl::StatusOr<bool> locked = TryLock(lock_file.get(), paths);
     if (!locked.ok() || !*locked) return;
   }
-  for (const std::string& path : {paths.record(), paths.socket(), paths.log(), paths.lock()}) {
+  for (const std::string& path :
+       {paths.record(), paths.socket(), paths.log(), paths.old_log(), paths.lock()}) {
     unlink(path.c_str());
   }
   rmdir(paths.directory.c_str());

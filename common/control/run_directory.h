@@ -4,8 +4,9 @@
 // $XDG_RUNTIME_DIR/millrace (everybody else; /tmp/millrace-<uid> where there is none):
 //   control.sock   the daemon's control socket (control_server.h)
 //   mount.json     the MountRecord, written when the mount answers
-//   daemon.log     what the daemon says
-//   lock           held with an open-file-description lock while the daemon lives: the kernel
+//   daemon.log     what the daemon says; daemon.log.old is that of the mount before
+//   lock           its pid, for people; held with an open-file-description lock while the daemon
+//   lives: the kernel
 //                  drops it with the process, whatever ends it. That, not a pid, tells a living
 //                  mount from what a killed one left behind.
 //
@@ -41,6 +42,7 @@ struct RunPaths {
   std::string socket() const { return directory + "/control.sock"; }
   std::string record() const { return directory + "/mount.json"; }
   std::string log() const { return directory + "/daemon.log"; }
+  std::string old_log() const { return directory + "/daemon.log.old"; }
   std::string lock() const { return directory + "/lock"; }
 };
 

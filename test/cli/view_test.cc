@@ -140,7 +140,7 @@ TEST(StatusViewTest, ShowsAMountInFull) {
   source      train = s3://bucket/train
   source      val = file:///srv/val
   profile     small-files, 98% of a sample is below 1 MiB
-  features    io uring, open_less yes, passthrough no
+  features    uring, open_less yes, passthrough no
   throughput  312 MiB/s to readers, 0 B/s from the store
   hit ratio   75.0%
   passthrough 0 opens of files of 0 B in all; the kernel reads these by itself, uncounted
