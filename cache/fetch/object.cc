@@ -442,23 +442,29 @@ void Object::ReadSlot(const std::shared_ptr<tier::CachedFile>& file,
                       std::shared_ptr<Block> block) {
   const uint64_t index = read->first + slot;
   const absl::Span<char> buffer(block->data, BlockBytes(index));
-  file->Read(index * kBlockSize, buffer,
-             [self = shared_from_this(), read, file, slot, block,
-              want = buffer.size()](absl::StatusOr<size_t> got) mutable {
-               if (got.ok() && *got == want) {
-                 block->size = want;
-                 read->blocks[slot] = std::move(block);
-               } else {
-                 self->shared_->cache_errors.fetch_add(1);
-               }
-               if (!read->PartDone()) return;
-               // A block that is still missing starts another round: it is fetched again.
-               if (read->AllInMemory()) {
-                 self->FinishRead(std::move(read));
-               } else {
-                 self->StartRead(std::move(read));
-               }
-             });
+  auto finish = [self = shared_from_this(), read, file, slot, block = std::move(block),
+                 want = buffer.size()](absl::StatusOr<size_t> got) mutable {
+    if (got.ok() && *got == want) {
+      block->size = want;
+      read->blocks[slot] = std::move(block);
+    } else {
+      self->shared_->cache_errors.fetch_add(1);
+    }
+    if (!read->PartDone()) return;
+    // A block that is still missing starts another round: it is fetched again.
+    if (read->AllInMemory()) {
+      self->FinishRead(std::move(read));
+    } else {
+      self->StartRead(std::move(read));
+    }
+  };
+  // Mostly the block was written a moment ago and is still in the page cache.
+  const absl::StatusOr<absl::optional<size_t>> now = file->ReadNow(index * kBlockSize, buffer);
+  if (now.ok() && now->has_value()) {
+    finish(**now);
+  } else {
+    file->Read(index * kBlockSize, buffer, std::move(finish));
+  }
 }
 
 void Object::ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> read) {
