@@ -137,15 +137,16 @@ void DataFile::Pin(std::shared_ptr<Descriptor> descriptor) {
 
 void DataFile::RemoveData() {
   const Place place = place_.load();
-  if (place != Place::kNowhere) {
+  if (place == Place::kNowhere) {
+    tier_->RemoveDying(ref());
+  } else {
     // A file that is gone already is as good as removed; one that cannot be removed is foreign at
     // the next start.
     unlinkat(directory(place), id_.Name().c_str(), 0);
     std::string record;
     AppendRemoved(ref(), &record);
-    tier_->journal().Append(record, EncodedSize() + record.size());
+    tier_->RemoveDyingAt(ref(), tier_->journal().Append(record, EncodedSize() + record.size()));
   }
-  tier_->RemoveDying(ref());
 }
 
 // --- Writing ------------------------------------------------------------------------------------
@@ -429,6 +430,7 @@ absl::StatusOr<absl::optional<size_t>> DataFile::ReadNow(uint64_t offset,
   if (buffer.empty()) return absl::optional<size_t>(0);
   const BlockRange range = BlocksOf(offset, buffer.size());
   if (AnyUnverified(range)) return absl::optional<size_t>();
+  RETURN_IF_ERROR(CheckPresent(range));
   absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
   if (!descriptor.ok()) return ReadFault(range, descriptor.status());
   absl::StatusOr<absl::optional<size_t>> got =
@@ -500,9 +502,14 @@ void DataFile::ReadVerified(uint64_t offset, absl::Span<char> buffer, io::ReadDo
     std::move(done)(size_t{0});
     return;
   }
+  const BlockRange range = BlocksOf(offset, buffer.size());
+  if (const absl::Status status = CheckPresent(range); !status.ok()) {
+    std::move(done)(status);
+    return;
+  }
   absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
   if (!descriptor.ok()) {
-    std::move(done)(ReadFault(BlocksOf(offset, buffer.size()), descriptor.status()));
+    std::move(done)(ReadFault(range, descriptor.status()));
     return;
   }
   const int fd = (*descriptor)->fd();
@@ -513,6 +520,14 @@ void DataFile::ReadVerified(uint64_t offset, absl::Span<char> buffer, io::ReadDo
                    descriptor.reset();
                    std::move(done)(std::move(judged));
                  });
+}
+
+// Called after the blocks were seen not to be unverified, and before their bytes are read: a block
+// that failed its check loses its presence first, then that mark. Verified or written anew, a block
+// that is present now is right.
+absl::Status DataFile::CheckPresent(BlockRange range) const {
+  if (map_.HasAll(range.first, range.count)) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("blocks were dropped: ", key_.path));
 }
 
 absl::StatusOr<size_t> DataFile::JudgeRead(uint64_t offset, size_t wanted,

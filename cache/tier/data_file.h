@@ -141,6 +141,7 @@ class DataFile final : public CachedFile,
   void DetachDescriptor();
 
   void ReadVerified(uint64_t offset, absl::Span<char> buffer, io::ReadDone done);
+  absl::Status CheckPresent(BlockRange range) const;
   // Turns the outcome of a read into the caller's answer; what failed is counted and dropped.
   absl::StatusOr<size_t> JudgeRead(uint64_t offset, size_t wanted, absl::StatusOr<size_t> got);
   absl::Status ReadFault(BlockRange range, const absl::Status& status);

@@ -24,6 +24,8 @@ constexpr size_t kFlushBytes = 64 * 1024;
 constexpr size_t kPendingMax = 8 * 1024 * 1024;
 // A smaller journal is not worth rewriting.
 constexpr uint64_t kRewriteSizeMin = 1024 * 1024;
+// A disk that refuses the journal is asked again ever more rarely, up to this.
+constexpr absl::Duration kRetryDelayMax = absl::Seconds(1);
 constexpr size_t kSnapshotPiece = 256 * 1024;
 
 // --- Encoding -----------------------------------------------------------------------------------
@@ -353,7 +355,7 @@ absl::Status Journal::StartAnew() {
   return absl::OkStatus();
 }
 
-void Journal::Append(absl::string_view records, uint64_t garbage_bytes) {
+uint64_t Journal::Append(absl::string_view records, uint64_t garbage_bytes) {
   base::MutexLock lock(&mutex_);
   while (pending_.size() > kPendingMax && !stopping_) written_.Wait(&mutex_);
   const bool wake = pending_.empty();
@@ -362,6 +364,7 @@ void Journal::Append(absl::string_view records, uint64_t garbage_bytes) {
   appended_ += records.size();
   garbage_ += garbage_bytes;
   if (wake || (!full_before && pending_.size() >= kFlushBytes)) work_.NotifyOne();
+  return appended_;
 }
 
 absl::Status Journal::Flush() {
@@ -413,11 +416,14 @@ void Journal::WritePending() {
   const uint64_t offset = size_;
   mutex_.Unlock();
   const absl::Status status = options_.file_io->Write(fd_.get(), offset, records);
-  if (!status.ok() && options_.on_fault) options_.on_fault(status);
+  // One fault, however often it is tried again.
+  if (!status.ok() && retry_delay_ == absl::ZeroDuration()) options_.on_fault(status);
   mutex_.Lock();
   if (status.ok()) {
+    retry_delay_ = absl::ZeroDuration();
     size_ += records.size();
     done_ += records.size();
+    if (!lost_records_) written_position_.store(done_, std::memory_order_release);
   } else {
     ++failures_;
     last_failure_ = status;
@@ -428,11 +434,10 @@ void Journal::WritePending() {
     } else {
       pending_.insert(0, records);
     }
-    // Tried again with the next delay; Flush does not wait for it.
-    if (!stopping_) {
-      written_.NotifyAll();
-      work_.WaitFor(&mutex_, options_.flush_delay);
-    }
+    retry_delay_ = std::clamp(2 * retry_delay_, options_.flush_delay, kRetryDelayMax);
+    written_.NotifyAll();
+    // Cut short by a Flush, which then sees whether the disk is back.
+    if (!stopping_ && !flush_now_) work_.WaitFor(&mutex_, retry_delay_);
   }
   written_.NotifyAll();
 }
@@ -445,6 +450,7 @@ bool Journal::WantsRewrite() const {
 void Journal::Rewrite() {
   // Whatever is appended from here on stays pending and follows the snapshot. What it says twice
   // does no harm, and what it takes back comes after the snapshot that may still have it.
+  const uint64_t position = done_;
   mutex_.Unlock();
   base::UniqueFd fd;
   const absl::StatusOr<uint64_t> size = WriteSnapshot(&fd);
@@ -460,6 +466,7 @@ void Journal::Rewrite() {
   garbage_ = 0;
   rewrite_size_min_ = 0;
   lost_records_ = false;
+  written_position_.store(position, std::memory_order_release);
 }
 
 absl::StatusOr<uint64_t> Journal::WriteSnapshot(base::UniqueFd* fd) {

@@ -7,6 +7,7 @@
 // never promises bytes that are not in the kernel.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -108,7 +109,7 @@ class Journal {
     // Encodes all that the tier holds now (sources, files, blocks). Called on the journal's thread
     // and in Start; may not call the journal.
     std::function<void(SnapshotSink)> snapshot;
-    // A write failed; the records stay pending.
+    // Writes began to fail; the records stay pending and are tried again. May not call the journal.
     std::function<void(const absl::Status&)> on_fault;
     std::string boot_id;
     // Bounds what a SIGKILL forgets, and how many small files share one write.
@@ -128,8 +129,12 @@ class Journal {
 
   // Records become durable (against SIGKILL) in order, soon. `garbage_bytes`: bytes of the journal
   // that these records make worthless, their own included where they are. Blocks only when the disk
-  // is megabytes behind.
-  void Append(absl::string_view records, uint64_t garbage_bytes);
+  // is megabytes behind. Returns the position behind the records, for IsWritten.
+  uint64_t Append(absl::string_view records, uint64_t garbage_bytes);
+  // Whether a SIGKILL can no longer take away the records before `position`. Lock-free.
+  bool IsWritten(uint64_t position) const {
+    return written_position_.load(std::memory_order_acquire) >= position;
+  }
 
   // Returns when everything appended before is written; with the error of the last try otherwise.
   absl::Status Flush();
@@ -153,6 +158,7 @@ class Journal {
   std::string pending_ ABSL_GUARDED_BY(mutex_);
   uint64_t appended_ ABSL_GUARDED_BY(mutex_) = 0;   // Bytes, ever.
   uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;       // Of those: written, or given up.
+  std::atomic<uint64_t> written_position_{0};        // done_ without what was given up.
   uint64_t failures_ ABSL_GUARDED_BY(mutex_) = 0;   // Failed writes, ever.
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
   uint64_t size_ ABSL_GUARDED_BY(mutex_) = 0;       // Of the file.
@@ -161,7 +167,9 @@ class Journal {
   bool flush_now_ ABSL_GUARDED_BY(mutex_) = false;
   bool lost_records_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  base::UniqueFd fd_;  // Used by the thread, and before it starts.
+  // Used by the thread, and before it starts.
+  base::UniqueFd fd_;
+  absl::Duration retry_delay_;  // 0: the last write succeeded.
   std::thread thread_;
 };
 

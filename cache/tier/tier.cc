@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -29,6 +30,11 @@ namespace {
 // the tier's health; a dead or full disk gives this many at once.
 constexpr absl::Duration kFaultWindow = absl::Seconds(10);
 constexpr absl::Duration kAsideTime = absl::Seconds(60);
+
+// Names of evicted files kept before the freed ones among them are forgotten.
+constexpr size_t kDyingSweep = 4096;
+// A position the journal never reaches: the data file is still there.
+constexpr uint64_t kNotWritten = std::numeric_limits<uint64_t>::max();
 
 }  // namespace
 
@@ -287,8 +293,8 @@ absl::StatusOr<std::unique_ptr<Source>> Tier::OpenSource(absl::string_view url) 
   const base::UniqueFd text(openat(directory.get(), kUrlName,
                                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (text.valid()) {
-    // For people only; nothing reads it back.
-    RETURN_IF_ERROR(environment_->file_io->Write(text.get(), 0, absl::StrCat(url, "\n")));
+    // For people only; nothing reads it back, and a cache without it works.
+    environment_->file_io->Write(text.get(), 0, absl::StrCat(url, "\n")).IgnoreError();
   }
   ASSIGN_OR_RETURN(source->complete, MakeDirectoryAt(directory.get(), kCompleteName));
   ASSIGN_OR_RETURN(source->partial, MakeDirectoryAt(directory.get(), kPartialName));
@@ -304,7 +310,15 @@ std::vector<const Source*> Tier::Sources() const {
 
 bool Tier::AddDying(const FileRef& ref) {
   base::MutexLock lock(&names_mutex_);
-  return dying_.insert(ref).second;
+  // Freed names are forgotten in bulk: nobody waits for them.
+  if (dying_.size() >= kDyingSweep) {
+    absl::erase_if(dying_, [&](const auto& name) { return IsFree(name.second); });
+  }
+  const auto [found, inserted] = dying_.try_emplace(ref, kNotWritten);
+  if (inserted) return true;
+  if (!IsFree(found->second)) return false;
+  found->second = kNotWritten;
+  return true;
 }
 
 void Tier::RemoveDying(const FileRef& ref) {
@@ -312,9 +326,15 @@ void Tier::RemoveDying(const FileRef& ref) {
   dying_.erase(ref);
 }
 
+void Tier::RemoveDyingAt(const FileRef& ref, uint64_t position) {
+  base::MutexLock lock(&names_mutex_);
+  dying_[ref] = position;
+}
+
 bool Tier::IsDying(const FileRef& ref) const {
   base::MutexLock lock(&names_mutex_);
-  return dying_.contains(ref);
+  const auto found = dying_.find(ref);
+  return found != dying_.end() && !IsFree(found->second);
 }
 
 // --- Order of eviction --------------------------------------------------------------------------

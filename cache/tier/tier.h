@@ -151,10 +151,14 @@ class Tier {
   std::vector<const Source*> Sources() const;
 
   // --- Names ---
-  // While a name is dying, its data file may still be there: the file is not admitted again.
+  // A name is dying from the eviction of its file until the data file is unlinked and the journal's
+  // record of that is written. A file of the same name must not be made before: the old unlink
+  // would take it away, or after a SIGKILL the old record would vouch for its holes.
   // False if it is dying already.
   bool AddDying(const FileRef& ref);
+  // The name is free at once (nothing was made), or when the journal has come to `position`.
   void RemoveDying(const FileRef& ref);
+  void RemoveDyingAt(const FileRef& ref, uint64_t position);
   bool IsDying(const FileRef& ref) const;
   // Orders creation and moves of a data file's name.
   base::Mutex& layout_mutex(const FileId& id) {
@@ -177,6 +181,7 @@ class Tier {
   absl::Status CheckOwnDirectory();
   absl::Status Lock();
   absl::Status CheckQuota();
+  bool IsFree(uint64_t position) const { return journal_->IsWritten(position); }
   absl::StatusOr<std::unique_ptr<Source>> OpenSource(absl::string_view url) const;
 
   const TierOptions options_;
@@ -193,14 +198,16 @@ class Tier {
   std::atomic<uint64_t> idle_{0};
 
   mutable base::Mutex health_mutex_;
-  std::array<absl::Duration, 8> recent_faults_ ABSL_GUARDED_BY(health_mutex_);
+  // Times of the last ones: the eighth within the window sets the tier aside.
+  std::array<absl::Duration, 7> recent_faults_ ABSL_GUARDED_BY(health_mutex_);
   size_t next_fault_ ABSL_GUARDED_BY(health_mutex_) = 0;
   std::atomic<int64_t> aside_until_ns_{0};  // Monotonic.
 
   mutable base::Mutex names_mutex_;
   absl::flat_hash_map<std::string, std::unique_ptr<Source>> sources_
       ABSL_GUARDED_BY(names_mutex_);
-  absl::flat_hash_set<FileRef> dying_ ABSL_GUARDED_BY(names_mutex_);
+  // With the journal's position that frees the name.
+  absl::flat_hash_map<FileRef, uint64_t> dying_ ABSL_GUARDED_BY(names_mutex_);
   std::array<base::Mutex, 64> layout_mutexes_;
 
   base::Mutex queue_mutex_;

@@ -281,6 +281,10 @@ FilePtr TieredCacheOfFiles::AdmitTo(Tier& tier, const FileKey& key) {
   // Queued first: once it is in the index, another thread may evict it.
   tier.Enqueue(*file);
   FilePtr admitted = index_.Insert(file);
+  if (admitted == nullptr && tier.journal().Flush().ok()) {
+    // The name was evicted milliseconds ago, and waited for the journal only.
+    admitted = index_.Insert(file);
+  }
   if (admitted == file) {
     if (key.size == 0 && !file->MakeEmpty().ok()) {
       EvictFile(*file, EvictReason::kEmpty);
