@@ -549,16 +549,15 @@ absl::Status DataFile::ReadFault(BlockRange range, const absl::Status& status) {
 }
 
 absl::Status DataFile::Damage(BlockRange range, absl::string_view what) {
-  if (!evicted()) {
-    tier_->CountDamage(what, id_.Name());
-    Drop(range);
-  }
+  // Counted by the one who dropped it: a reader and a check may find the same damage.
+  if (Drop(range)) tier_->CountDamage(what, id_.Name());
   return absl::DataLossError(absl::StrCat(what, ": ", key_.path));
 }
 
-void DataFile::Drop(BlockRange range) {
-  if (!BeginWrite()) return;
-  if (const uint64_t freed = ClearBlocks(range); freed > 0) {
+bool DataFile::Drop(BlockRange range) {
+  if (!BeginWrite()) return false;
+  const uint64_t freed = ClearBlocks(range);
+  if (freed > 0) {
     GiveBack(freed);
     std::string record;
     AppendDropped(ref(), range.first, range.count, &record);
@@ -571,6 +570,7 @@ void DataFile::Drop(BlockRange range) {
   }
   EndWrite();
   if (map_.present() == 0) tier_->environment().host->Discard(*this, EvictReason::kDamaged);
+  return freed > 0;
 }
 
 uint64_t DataFile::ClearBlocks(BlockRange range) {

@@ -146,7 +146,8 @@ class DataFile final : public CachedFile,
   absl::StatusOr<size_t> JudgeRead(uint64_t offset, size_t wanted, absl::StatusOr<size_t> got);
   absl::Status ReadFault(BlockRange range, const absl::Status& status);
   absl::Status Damage(BlockRange range, absl::string_view what);
-  void Drop(BlockRange range);
+  // Makes the blocks absent. True if any was present.
+  bool Drop(BlockRange range);
   // Returns the bytes that were present.
   uint64_t ClearBlocks(BlockRange range);
   // Bytes of cleared blocks; the file is no longer complete.

@@ -28,8 +28,8 @@ using FilePtr = std::shared_ptr<DataFile>;
 constexpr size_t kChecksMax = 4096;
 // Victims in a row that could not be demoted before a round of making room gives up.
 constexpr int kFailuresMax = 16;
-// A round that moved nothing (all victims busy) is not repeated at once.
-constexpr absl::Duration kQuietTime = absl::Seconds(1);
+// A round that could move nothing (all victims busy) is repeated after this, not with every Put.
+constexpr absl::Duration kStuckTime = absl::Seconds(1);
 
 // A journal record holds path and version.
 constexpr size_t kNameBytesMax = 64 * 1024;
@@ -117,7 +117,9 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   // Maintenance: one thread.
   void Maintain();
   void StopMaintenance();
-  // True if it changed anything.
+  // Waits for something to do; may return without.
+  FilePtr NextCheck();
+  // True if the tier is above its high-water mark, and nothing could be done about it.
   bool LowerTier(size_t index);
   Tier* LowerTierFor(size_t index, const DataFile& file);
   bool Demote(DataFile& file, Tier& to);
@@ -129,7 +131,7 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
 
   std::atomic<bool> stop_{false};
   std::atomic<bool> high_water_{false};
-  std::atomic<int64_t> quiet_until_ns_{0};  // Monotonic.
+  std::atomic<bool> stuck_{false};  // High water, and the last round could not lower it.
   base::Mutex work_mutex_;
   base::CondVar work_;
   std::deque<std::weak_ptr<DataFile>> checks_ ABSL_GUARDED_BY(work_mutex_);
@@ -390,9 +392,7 @@ void TieredCacheOfFiles::RequestCheck(DataFile& file) {
 }
 
 void TieredCacheOfFiles::HighWaterPassed() {
-  const int64_t now = absl::ToInt64Nanoseconds(environment_.clock->Monotonic());
-  if (now < quiet_until_ns_.load(std::memory_order_relaxed)) return;
-  if (high_water_.exchange(true)) return;
+  if (stuck_.load(std::memory_order_relaxed) || high_water_.exchange(true)) return;
   base::MutexLock lock(&work_mutex_);
   work_.NotifyOne();
 }
@@ -407,24 +407,29 @@ void TieredCacheOfFiles::StopMaintenance() {
   maintenance_.join();
 }
 
+FilePtr TieredCacheOfFiles::NextCheck() {
+  base::MutexLock lock(&work_mutex_);
+  while (!stop_ && !high_water_ && checks_.empty()) {
+    if (!stuck_) {
+      work_.Wait(&work_mutex_);
+    } else if (!work_.WaitFor(&work_mutex_, kStuckTime)) {
+      high_water_ = true;  // Tried again.
+    }
+  }
+  if (checks_.empty()) return nullptr;
+  FilePtr check = checks_.front().lock();
+  checks_.pop_front();
+  return check;
+}
+
 void TieredCacheOfFiles::Maintain() {
   while (!stop_) {
-    FilePtr check;
-    {
-      base::MutexLock lock(&work_mutex_);
-      while (!stop_ && !high_water_ && checks_.empty()) work_.Wait(&work_mutex_);
-      if (!checks_.empty()) {
-        check = checks_.front().lock();
-        checks_.pop_front();
-      }
-    }
+    const FilePtr check = NextCheck();
     if (high_water_.exchange(false)) {
-      bool changed = false;
+      bool stuck = false;
       // Slowest first: what it gives up makes room for what the faster ones demote.
-      for (size_t i = tiers_.size(); i-- > 0;) changed |= LowerTier(i);
-      if (!changed) {
-        quiet_until_ns_ = absl::ToInt64Nanoseconds(environment_.clock->Monotonic() + kQuietTime);
-      }
+      for (size_t i = tiers_.size(); i-- > 0;) stuck |= LowerTier(i);
+      stuck_ = stuck;
     }
     if (check != nullptr) {
       check->CheckAll(stop_);
@@ -437,7 +442,7 @@ void TieredCacheOfFiles::Maintain() {
 // tier has room, else by eviction.
 bool TieredCacheOfFiles::LowerTier(size_t index) {
   Tier& tier = *tiers_[index];
-  if (!tier.AboveHigh()) return false;
+  if (!tier.AboveHigh() || !tier.has_candidates()) return false;
   bool changed = false;
   int failures = 0;
   while (!stop_ && tier.Surplus() > 0 && failures < kFailuresMax) {
@@ -456,7 +461,7 @@ bool TieredCacheOfFiles::LowerTier(size_t index) {
       ++failures;
     }
   }
-  return changed;
+  return !changed;
 }
 
 Tier* TieredCacheOfFiles::LowerTierFor(size_t index, const DataFile& file) {
