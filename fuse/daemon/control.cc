@@ -43,6 +43,8 @@ control::WarmProgress ProgressOf(const vfs::Vfs::WarmProgress& progress, absl::D
   answer.files_done = progress.files_done;
   answer.files_total = progress.files_total;
   answer.files_failed = progress.files_failed;
+  answer.bytes_refused = progress.bytes_refused;
+  answer.last_error = progress.last_error;
   // The names are counted before the first byte is fetched.
   answer.total_known = progress.bytes_done > 0 || progress.files_done > 0;
   answer.bytes_per_second =

@@ -78,6 +78,8 @@ class Vfs {
     uint64_t files_done = 0, files_total = 0;
     uint64_t bytes_done = 0, bytes_total = 0;
     uint64_t files_failed = 0;
+    uint64_t bytes_refused = 0;  // Read, but not kept: the cache is full.
+    std::string last_error;      // Names the file.
   };
   // `report` runs on the calling thread about every 200 ms; false stops the load (Cancelled).
   absl::StatusOr<WarmProgress> Warm(const std::vector<std::string>& paths,

@@ -1,6 +1,7 @@
 // Vfs::Warm: the bulk load behind `millrace warm`.
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
 #include "common/base/status_macros.h"
 #include "fuse/vfs/vfs.h"
@@ -21,6 +22,8 @@ struct Gate {
   uint64_t bytes_done ABSL_GUARDED_BY(mutex) = 0;
   uint64_t files_done ABSL_GUARDED_BY(mutex) = 0;
   uint64_t files_failed ABSL_GUARDED_BY(mutex) = 0;
+  uint64_t bytes_refused ABSL_GUARDED_BY(mutex) = 0;
+  std::string last_error ABSL_GUARDED_BY(mutex);
 };
 
 }  // namespace
@@ -40,6 +43,8 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
       progress.bytes_done = gate->bytes_done;
       progress.files_done = gate->files_done;
       progress.files_failed = gate->files_failed;
+      progress.bytes_refused = gate->bytes_refused;
+      progress.last_error = gate->last_error;
     }
     if (!report(progress)) cancelled = true;
   };
@@ -80,8 +85,14 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
         }
         file->object().Prefetch(offset, size, fetch::Priority::kBulk,
                                 [gate, file, failed, size, last](const absl::Status& status) {
-                                  if (!status.ok()) failed->store(true);
+                                  const bool refused = file->object().Uncached();
                                   base::MutexLock lock(&gate->mutex);
+                                  if (!status.ok()) {
+                                    failed->store(true);
+                                    gate->last_error =
+                                        absl::StrCat(file->ref().path, ": ", status.message());
+                                  }
+                                  if (refused) gate->bytes_refused += size;
                                   --gate->steps;
                                   if (status.ok()) gate->bytes_done += size;
                                   if (last) ++(failed->load() ? gate->files_failed
