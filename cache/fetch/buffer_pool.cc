@@ -67,6 +67,7 @@ std::shared_ptr<Block> BufferPool::Acquire() {
       block = std::move(free_.back());
       free_.pop_back();
     }
+    free_min_ = std::min(free_min_, free_.size());
   }
   if (block == nullptr) block = std::make_unique<Block>(Block{MapBuffer(), 0});
   block->size = 0;
@@ -83,6 +84,19 @@ void BufferPool::Recycle(Block* block) {
     wanted = std::exchange(wanted_, false);
   }
   NotifyReleased(wanted);
+}
+
+void BufferPool::Trim() {
+  std::vector<std::unique_ptr<Block>> dropped;
+  {
+    base::MutexLock lock(&mutex_);
+    for (size_t count = (free_min_ + 1) / 2; count > 0; --count) {
+      dropped.push_back(std::move(free_.back()));
+      free_.pop_back();
+    }
+    free_min_ = free_.size();
+  }
+  for (const std::unique_ptr<Block>& block : dropped) munmap(block->data, kBlockSize);
 }
 
 void BufferPool::NotifyReleased(bool wanted) {

@@ -51,6 +51,10 @@ class BufferPool {
   // Turns one reserved block into a buffer. REQUIRES: a reservation of the caller's covers it.
   std::shared_ptr<Block> Acquire();
 
+  // Gives half of the buffers back to the kernel that nobody needed since the last call: called
+  // once a second, an idle process gets small within a few.
+  void Trim();
+
   // Called (without locks) whenever blocks were given back and somebody failed to reserve before.
   // Set once, before the first reservation.
   void SetReleaseListener(absl::AnyInvocable<void()> listener) { listener_ = std::move(listener); }
@@ -67,6 +71,7 @@ class BufferPool {
   uint64_t used_peak_ ABSL_GUARDED_BY(mutex_) = 0;
   bool wanted_ ABSL_GUARDED_BY(mutex_) = false;  // A reservation failed since the last release.
   std::vector<std::unique_ptr<Block>> free_ ABSL_GUARDED_BY(mutex_);
+  size_t free_min_ ABSL_GUARDED_BY(mutex_) = 0;  // Least that were free since the last Trim.
 };
 
 }  // namespace millrace::fetch

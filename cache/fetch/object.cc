@@ -127,6 +127,11 @@ absl::StatusOr<std::shared_ptr<const tier::OpenData>> Object::OpenComplete() {
   return file->Open();
 }
 
+bool Object::Evicted() const {
+  base::MutexLock lock(&mutex_);
+  return cached_ != nullptr && cached_->evicted();
+}
+
 bool Object::Uncached() const {
   base::MutexLock lock(&mutex_);
   return cached_ == nullptr;

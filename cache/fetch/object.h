@@ -89,6 +89,8 @@ class Object : public std::enable_shared_from_this<Object> {
   absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenComplete();
   // Bytes present in the cache or in memory, for status and xattrs.
   uint64_t PresentBytes() const;
+  // The cache dropped the object's file, which this still holds.
+  bool Evicted() const;
   // The cache refused this object: read-ahead must fit in memory.
   bool Uncached() const;
 

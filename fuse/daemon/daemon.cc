@@ -150,7 +150,7 @@ absl::Status Daemon::MountFileSystem() {
   mount.file_mode = options_.file_mode;
   mount.directory_mode = options_.dir_mode;
   mount.allow_other = options_.allow_other;
-  // A mount without OPEN cannot use it, and with it the kernel keeps atime per read.
+  // A mount without OPEN cannot use it.
   mount.passthrough = options_.passthrough && options_.profile != vfs::Profile::kSmallFiles;
   mount.negative_timeout = std::min(options_.refresh, absl::Seconds(60));
   for (const tier::TierOptions& option : options_.tiers) {
@@ -164,6 +164,8 @@ absl::Status Daemon::MountFileSystem() {
             vfs::VfsOptions options;
             options.profile = options_.profile;
             options.look_ahead = options_.look_ahead;
+            // About 1 KiB each: an eighth of the limit at most.
+            options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
             options.backing = backing;
             options.observer = read_counter_.get();
             return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
@@ -201,8 +203,29 @@ void Daemon::ChooseProfileFromSample() {
   mount_->vfs().SetProfile(profile);
 }
 
+void Daemon::Maintain() {
+  uint64_t evictions_seen = 0;
+  base::MutexLock lock(&stop_mutex_);
+  while (!stopping_) {
+    stop_.WaitFor(&stop_mutex_, absl::Seconds(1));
+    pool_->Trim();
+    uint64_t evictions = 0;
+    for (const tier::TierStats& tier : cache_->Stats()) {
+      evictions += tier.evictions_quota + tier.evictions_version + tier.evictions_user;
+    }
+    if (std::exchange(evictions_seen, evictions) != evictions) mount_->vfs().DropEvicted();
+  }
+}
+
 absl::Status Daemon::RunUntilUnmounted() {
+  maintenance_ = std::thread([this] { Maintain(); });
   mount_->Wait();
+  {
+    base::MutexLock lock(&stop_mutex_);
+    stopping_ = true;
+    stop_.NotifyAll();
+  }
+  maintenance_.join();
   control_->Stop();
   rates_->Stop();
   mount_->Stop();

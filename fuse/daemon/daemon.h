@@ -49,6 +49,8 @@ class Daemon {
   absl::Status OpenSources();
   absl::Status OpenCache();
   absl::Status MountFileSystem();
+  // Once a second until the end: what must be given back though nobody asks.
+  void Maintain();
   void ChooseProfileFromSample();
   void Collect(metrics::SampleSink& sink);
 
@@ -75,6 +77,10 @@ class Daemon {
   std::unique_ptr<vfs::Tree> tree_;
   std::thread sampler_;  // Chooses the profile.
   std::unique_ptr<adapter::Mount> mount_;
+  base::Mutex stop_mutex_;
+  base::CondVar stop_;
+  bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;
+  std::thread maintenance_;
   metrics::CollectorHandle collector_;
   std::unique_ptr<metrics::RateSampler> rates_;
   std::unique_ptr<control::ControlServer> control_;

@@ -38,6 +38,7 @@ class File {
 
   const FileRef& ref() const { return ref_; }
   fetch::Object& object() { return *object_; }
+  const fetch::Object& object() const { return *object_; }
 
   // Counts an open. Passthrough when the cache has the whole file and the kernel takes it.
   struct Opened {

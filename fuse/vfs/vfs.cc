@@ -187,6 +187,10 @@ absl::StatusOr<uint64_t> Vfs::Evict(absl::string_view path) {
   return freed;
 }
 
+void Vfs::DropEvicted() {
+  files_.DropIf([](const File& file) { return file.object().Evicted(); });
+}
+
 Vfs::Stats Vfs::stats() const {
   return {opens_passthrough_.load(std::memory_order_relaxed),
           opens_cached_.load(std::memory_order_relaxed)};

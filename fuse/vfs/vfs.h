@@ -88,6 +88,10 @@ class Vfs {
   // Drops what is cached at or below `path` (a path inside the mount). Returns the bytes freed.
   absl::StatusOr<uint64_t> Evict(absl::string_view path);
 
+  // Lets go of files that the cache has dropped and nobody has open: as long as they are held here
+  // or registered with the kernel, their space on the disk is not free. Called once a second.
+  void DropEvicted();
+
   struct Stats {
     uint64_t opens_passthrough = 0;
     uint64_t opens_cached = 0;
