@@ -79,13 +79,8 @@ class RetryingStoreTest : public ::testing::Test {
   }
 
   absl::Status Read(const std::string& version, std::string* bytes) {
-    GetRequest request;
-    request.path = "a";
-    request.offset = 2;
-    request.length = 8;
-    request.version = version;
     return store_->Get(
-        request,
+        GetRequest{.path = "a", .offset = 2, .length = 8, .version = version},
         [bytes](absl::string_view piece) {
           bytes->append(piece.data(), piece.size());
           return true;
