@@ -31,7 +31,7 @@ namespace millrace::tier {
 inline constexpr uint64_t kBlockSize = 128 * 1024;
 
 struct FileKey {
-  std::string source;   // The source's URL without options.
+  std::string source;   // Names the source: store::Source::identity.
   std::string path;     // Below the source's root.
   std::string version;  // store::Entry::version.
   uint64_t size = 0;    // Bytes. A version has one size.

@@ -119,7 +119,7 @@ absl::Status Daemon::OpenCache() {
   cache.tiers = options_.tiers;
   cache.policy = options_.eviction;
   for (const store::OpenedSource& source : sources_) {
-    cache.sources_in_use.push_back(source.source.url);
+    cache.sources_in_use.push_back(source.source.identity);
   }
   cache.open_files_max = std::min<size_t>(descriptors / 2, 20'000);
   ASSIGN_OR_RETURN(cache_, tier::TieredCache::Open(cache, file_io_.get()));

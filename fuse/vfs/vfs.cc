@@ -42,7 +42,7 @@ void Vfs::SetProfile(Profile profile) {
 }
 
 std::shared_ptr<fetch::Object> Vfs::ObjectOf(const FileRef& ref) {
-  tier::FileKey key{sources_[ref.source].source.url, ref.path, ref.version, ref.size};
+  tier::FileKey key{sources_[ref.source].source.identity, ref.path, ref.version, ref.size};
   return std::make_shared<fetch::Object>(std::move(key), sources_[ref.source].store, shared_);
 }
 
@@ -179,8 +179,8 @@ absl::StatusOr<uint64_t> Vfs::Evict(absl::string_view path) {
   ASSIGN_OR_RETURN(const std::vector<SourcePath> parts, tree_->Resolve(path));
   uint64_t freed = 0;
   for (const SourcePath& part : parts) {
-    const std::string& url = sources_[part.source].source.url;
-    freed += shared_->cache->Evict(url, part.path);
+    const std::string& source = sources_[part.source].source.identity;
+    freed += shared_->cache->Evict(source, part.path);
   }
   // Files that nobody has open let go of the evicted data, and of their backing ids.
   files_.DropIf([](const File&) { return true; });

@@ -84,7 +84,7 @@ std::unique_ptr<StoreBackend> MakeFile(std::string* skip_reason) {
 }
 
 std::string NginxProgram() {
-  for (const char* const path : {"/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"}) {
+  for (const char* const path : {MILLRACE_NGINX, "/usr/sbin/nginx"}) {
     if (access(path, X_OK) == 0) return path;
   }
   return "";
