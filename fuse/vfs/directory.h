@@ -63,6 +63,9 @@ struct Directory {
 
   std::atomic<int64_t> last_used_ns = 0;  // By the tree's monotonic clock.
 
+  // The use after which, idle again, the kernel was asked to ask again.
+  std::atomic<int64_t> expired_after_ns = -1;
+
   base::Mutex mutex;
   // The one that serves: finished, or the first one while it arrives. Null before first use and
   // after a failure.

@@ -55,10 +55,27 @@ class StoreTree final : public Tree {
  private:
   enum Work : size_t { kListing, kStat, kRefresh };
 
-  // One thing to tell the Invalidator: a name of a directory, or the directory.
+  // One thing to tell the Invalidator.
   struct Event {
+    enum class Kind { kEntryChanged, kEntryExpired, kDirectoryChanged };
+    Kind kind = Kind::kEntryChanged;
     NodeId directory = 0;
-    std::optional<std::string> name;
+    std::string name;  // Empty for kDirectoryChanged.
+  };
+  static Event EntryChanged(NodeId directory, absl::string_view name) {
+    return {Event::Kind::kEntryChanged, directory, std::string(name)};
+  }
+  static Event EntryExpired(NodeId directory, absl::string_view name) {
+    return {Event::Kind::kEntryExpired, directory, std::string(name)};
+  }
+  static Event DirectoryChanged(NodeId directory) {
+    return {Event::Kind::kDirectoryChanged, directory, ""};
+  }
+
+  // Callbacks collected under a lock, run without it.
+  struct Answers {
+    std::vector<std::pair<LookupDone, absl::StatusOr<Attributes>>> lookups;
+    std::vector<ReaderWait> readers;
   };
 
   // A listing on its way: the first one of a directory, or a refresh.
@@ -70,6 +87,7 @@ class StoreTree final : public Tree {
     size_t empty_pages = 0;  // In a row.
     absl::Duration started;
     std::vector<Event> events;
+    Answers answers;  // By the last page: given with the listing complete.
   };
 
   struct PageNodes {
@@ -77,15 +95,11 @@ class StoreTree final : public Tree {
     std::vector<std::pair<Hidden, const store::Entry*>> hidden;
   };
 
-  // Callbacks collected under a lock, run without it.
-  struct Answers {
-    std::vector<std::pair<LookupDone, absl::StatusOr<Attributes>>> lookups;
-    std::vector<ReaderWait> readers;
-  };
-
   // tree.cc
   void MakeRoot();
   absl::Duration Now() { return options_.clock->Monotonic(); }
+  // Marks a directory as used; one that was idle is refreshed.
+  void Touch(const std::shared_ptr<Directory>& directory);
   // The Directory of a node, marked as used.
   absl::StatusOr<std::shared_ptr<Directory>> Use(NodeId id);
   absl::StatusOr<std::shared_ptr<Directory>> MakeDirectory(NodeId id);
@@ -127,6 +141,9 @@ class StoreTree final : public Tree {
   void Post(std::vector<Event> events, absl::AnyInvocable<void() &&> after);
   void RefreshLoop();
   size_t StartDue();
+  void ExpireIdle();
+  // Asks the kernel to ask again about what it holds of `listing`.
+  void Expire(const Directory& directory, const Listing& listing);
   void CountListing(const Listing& listing, bool serves);
   void DropUnused();
   bool Drop(const std::shared_ptr<Directory>& directory);

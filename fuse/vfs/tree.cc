@@ -95,12 +95,16 @@ void StoreTree::MakeRoot() {
 
 void StoreTree::SetInvalidator(Invalidator* invalidator) { invalidator_ = invalidator; }
 
-absl::StatusOr<std::shared_ptr<Directory>> StoreTree::Use(NodeId id) {
-  std::shared_ptr<Directory> directory = directories_.Find(id);
-  if (directory == nullptr) return MakeDirectory(id);
+void StoreTree::Touch(const std::shared_ptr<Directory>& directory) {
   const int64_t now_ns = absl::ToInt64Nanoseconds(Now());
   const int64_t before_ns = directory->last_used_ns.exchange(now_ns, std::memory_order_relaxed);
   if (now_ns - before_ns > idle_ns_) StartRefresh(directory, nullptr);
+}
+
+absl::StatusOr<std::shared_ptr<Directory>> StoreTree::Use(NodeId id) {
+  std::shared_ptr<Directory> directory = directories_.Find(id);
+  if (directory == nullptr) return MakeDirectory(id);
+  Touch(directory);
   return directory;
 }
 
@@ -115,8 +119,7 @@ absl::StatusOr<std::shared_ptr<Directory>> StoreTree::MakeDirectory(NodeId id) {
   std::string path = PathOf(node, &source_root);
   auto made = std::make_shared<Directory>(nodes_, node, source_root->source(), std::move(path));
   made->last_used_ns = absl::ToInt64Nanoseconds(Now());
-  std::shared_ptr<Directory> directory = directories_.Insert(made);
-  return directory;
+  return directories_.Insert(std::move(made));
 }
 
 std::optional<absl::StatusOr<Attributes>> StoreTree::Known(Directory& directory,
@@ -186,7 +189,12 @@ absl::StatusOr<FileRef> StoreTree::File(NodeId id) {
   Node* const node = nodes_->Find(id);
   if (node == nullptr) return UnknownNode();
   absl::StatusOr<FileRef> ref = absl::FailedPreconditionError("is a directory");
-  if (!node->is_directory()) ref = RefOf(node);
+  if (!node->is_directory()) {
+    ref = RefOf(node);
+    // An open is a use of the directory too: the kernel may need no lookup for it.
+    const std::shared_ptr<Directory> parent = directories_.Find(node->parent()->id());
+    if (parent != nullptr) Touch(parent);
+  }
   nodes_->Unpin(node);
   return ref;
 }

@@ -62,6 +62,10 @@ class Invalidator {
   virtual ~Invalidator() = default;
   virtual void EntryChanged(NodeId parent, absl::string_view name) = 0;
   virtual void DirectoryChanged(NodeId directory) = 0;  // Its cached listing.
+  // Nothing is known to have changed, but the tree no longer watches: ask again at the next use,
+  // and keep the node and its pages if the answer is the same (FUSE_EXPIRE_ONLY). Without such a
+  // way, forgetting the entry is right too, and costs the pages.
+  virtual void EntryExpired(NodeId parent, absl::string_view name) { EntryChanged(parent, name); }
 };
 
 struct TreeOptions {

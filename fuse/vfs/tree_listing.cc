@@ -129,7 +129,7 @@ StoreTree::PageNodes StoreTree::MakeNodes(ListJob& job, const std::vector<store:
     }
     if (node->is_directory() && node->mtime_ns() != spec.mtime_ns) {
       node->set_mtime_ns(spec.mtime_ns);
-      job.events.push_back({.directory = node->id()});
+      job.events.push_back(DirectoryChanged(node->id()));
     }
     page.nodes.push_back(node);
   }
@@ -166,13 +166,17 @@ void StoreTree::Deliver(const std::shared_ptr<ListJob>& job, const PageNodes& pa
       }
     }
   }
+  if (last) {
+    job->answers = std::move(answers);
+    return;
+  }
   AskStats(directory, std::move(stats));
   Run(directory, std::move(answers));
 }
 
 void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
   const std::shared_ptr<Directory>& directory = job.directory;
-  Answers answers;
+  Answers& answers = job.answers;
   bool log_hidden = false;
   {
     const base::MutexLock lock(&directory->mutex);
@@ -206,8 +210,8 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
     base::Log(base::Severity::kWarning, "directory could not be listed",
               {{"directory", Describe(*directory)}, {"cause", status.ToString()}});
   }
-  Run(directory, std::move(answers));
   Post(std::move(job.events), [] {});
+  Run(directory, std::move(answers));
   DropUnused();
 }
 
@@ -217,11 +221,11 @@ void StoreTree::ContradictEarly(ListJob& job) {
   const NodeId id = directory.node->id();
   for (const auto& [name, told] : directory.early) {
     const Node* const node = job.target->Find(name);
-    if ((node == nullptr ? 0 : node->id()) != told) job.events.push_back({id, name});
+    if ((node == nullptr ? 0 : node->id()) != told) job.events.push_back(EntryChanged(id, name));
   }
   directory.early.clear();
   for (const Node* const file : job.target->replaced()) {
-    job.events.push_back({id, std::string(file->name())});
+    job.events.push_back(EntryChanged(id, file->name()));
   }
 }
 

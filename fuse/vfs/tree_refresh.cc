@@ -83,15 +83,15 @@ void StoreTree::Compare(ListJob& job) {
     if (old != nullptr) ++kept;
     if (old == now.at(i)) continue;
     ++changes;
-    job.events.push_back({id, std::string(now.at(i)->name())});
+    job.events.push_back(EntryChanged(id, now.at(i)->name()));
   }
   for (size_t i = 0; kept < before.size() && i < before.size(); ++i) {
     if (now.Find(before.at(i)->name()) != nullptr) continue;
     ++changes;
-    job.events.push_back({id, std::string(before.at(i)->name())});
+    job.events.push_back(EntryChanged(id, before.at(i)->name()));
   }
   if (changes == 0) return;
-  job.events.push_back({.directory = id});
+  job.events.push_back(DirectoryChanged(id));
   changes_ += changes;
 }
 
@@ -109,7 +109,7 @@ void StoreTree::FinishRefresh(ListJob& job, const absl::Status& status) {
     changed = job.events.size() != changes_before;
   }
   if (gone) {
-    job.events.push_back({directory->node->parent()->id(), std::string(directory->node->name())});
+    job.events.push_back(EntryChanged(directory->node->parent()->id(), directory->node->name()));
   }
   bool log_failure = false;
   bool log_hidden = false;
@@ -133,6 +133,9 @@ void StoreTree::FinishRefresh(ListJob& job, const absl::Status& status) {
     base::Log(base::Severity::kWarning, "refresh failed, the old listing serves",
               {{"directory", Describe(*directory)}, {"cause", status.ToString()}});
   }
+  // Whoever waits finds the old nodes gone.
+  job.old = nullptr;
+  job.target = nullptr;
   Post(std::move(job.events),
        [this, status = gone ? absl::OkStatus() : status, waiters = std::move(waiters)]() mutable {
          for (RefreshDone& waiter : waiters) std::move(waiter)(status);
@@ -152,10 +155,16 @@ void StoreTree::Post(std::vector<Event> events, absl::AnyInvocable<void() &&> af
     for (const Event& event : events) {
       Invalidator* const invalidator = invalidator_;
       if (invalidator == nullptr || stopping_) break;
-      if (event.name.has_value()) {
-        invalidator->EntryChanged(event.directory, *event.name);
-      } else {
-        invalidator->DirectoryChanged(event.directory);
+      switch (event.kind) {
+        case Event::Kind::kEntryChanged:
+          invalidator->EntryChanged(event.directory, event.name);
+          break;
+        case Event::Kind::kEntryExpired:
+          invalidator->EntryExpired(event.directory, event.name);
+          break;
+        case Event::Kind::kDirectoryChanged:
+          invalidator->DirectoryChanged(event.directory);
+          break;
       }
     }
     std::move(after)();
@@ -164,7 +173,7 @@ void StoreTree::Post(std::vector<Event> events, absl::AnyInvocable<void() &&> af
 
 void StoreTree::RefreshLoop() {
   const absl::Duration tick =
-      std::clamp(options_.refresh / 10, absl::Milliseconds(50), absl::Seconds(10));
+      std::clamp(options_.refresh / 10, absl::Milliseconds(10), absl::Seconds(10));
   while (true) {
     {
       const base::MutexLock lock(&refresh_mutex_);
@@ -176,6 +185,7 @@ void StoreTree::RefreshLoop() {
       refresh_wanted_ = false;
     }
     StartDue();
+    ExpireIdle();
   }
 }
 
@@ -203,6 +213,34 @@ size_t StoreTree::StartDue() {
   return due.size();
 }
 
+// The kernel keeps names for ever and answers from them without asking us, so a directory may be in
+// use and look idle. Once it is no longer refreshed, the kernel has to ask at the next use.
+void StoreTree::ExpireIdle() {
+  const int64_t now_ns = absl::ToInt64Nanoseconds(Now());
+  for (const std::shared_ptr<Directory>& directory : directories_.All()) {
+    const int64_t used_ns = directory->last_used_ns;
+    if (now_ns - used_ns <= idle_ns_ || directory->is_sources_root) continue;
+    if (directory->expired_after_ns == used_ns) continue;
+    std::shared_ptr<Listing> listing;
+    {
+      const base::MutexLock lock(&directory->mutex);
+      listing = directory->listing;
+      if (listing == nullptr || !listing->finished()) continue;
+    }
+    directory->expired_after_ns = used_ns;
+    Expire(*directory, *listing);
+  }
+}
+
+void StoreTree::Expire(const Directory& directory, const Listing& listing) {
+  std::vector<Event> events;
+  const NodeId id = directory.node->id();
+  for (size_t i = 0; i < listing.size(); ++i) {
+    if (listing.at(i)->lookups() > 0) events.push_back(EntryExpired(id, listing.at(i)->name()));
+  }
+  Post(std::move(events), [] {});
+}
+
 void StoreTree::RefreshDue() {
   bool more = true;
   while (more) {
@@ -210,6 +248,18 @@ void StoreTree::RefreshDue() {
     const base::MutexLock lock(&refresh_mutex_);
     while (refreshes_ > 0) refresh_changed_.Wait(&refresh_mutex_);
   }
+  ExpireIdle();
+  // Delivered in order: behind what was posted so far.
+  base::Mutex mutex;
+  base::CondVar changed;
+  bool delivered = false;
+  notifier_.Submit(0, [&] {
+    const base::MutexLock lock(&mutex);
+    delivered = true;
+    changed.NotifyAll();
+  });
+  const base::MutexLock lock(&mutex);
+  while (!delivered) changed.Wait(&mutex);
 }
 
 void StoreTree::CountListing(const Listing& listing, bool serves) {
@@ -242,8 +292,8 @@ void StoreTree::DropUnused() {
   dropping_ = false;
 }
 
-// The kernel lets go of what it holds of a dropped directory: so it neither keeps the nodes alive,
-// nor names that no refresh would correct any more.
+// The kernel is asked to ask again about what it holds of a dropped directory: no refresh would
+// correct it any more.
 bool StoreTree::Drop(const std::shared_ptr<Directory>& directory) {
   std::shared_ptr<Listing> listing;
   {
@@ -257,14 +307,7 @@ bool StoreTree::Drop(const std::shared_ptr<Directory>& directory) {
   directories_.Erase(directory);
   if (listing == nullptr) return true;
   CountListing(*listing, false);
-  std::vector<Event> events;
-  const NodeId id = directory->node->id();
-  for (size_t i = 0; i < listing->size(); ++i) {
-    if (listing->at(i)->lookups() == 0) continue;
-    events.push_back({id, std::string(listing->at(i)->name())});
-  }
-  if (!events.empty()) events.push_back({.directory = id});
-  Post(std::move(events), [] {});
+  Expire(*directory, *listing);
   return true;
 }
 
