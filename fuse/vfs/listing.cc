@@ -74,6 +74,8 @@ void Listing::Finish(absl::Status status) {
   status_ = std::move(status);
   finished_ = true;
   index_.Shrink();
+  entries_.shrink_to_fit();
+  replaced_.shrink_to_fit();
 }
 
 size_t Listing::PositionOf(absl::string_view name) const {

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -93,7 +92,7 @@ class Listing {
 
  private:
   const std::shared_ptr<NodeTable> nodes_;
-  std::deque<Node*> entries_;  // Pinned.
+  std::vector<Node*> entries_;  // Pinned.
   NameIndex index_;
   std::vector<Node*> replaced_;  // Pinned.
   HiddenCounts hidden_;

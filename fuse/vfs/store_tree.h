@@ -124,7 +124,8 @@ class StoreTree final : public Tree {
   PageNodes MakeNodes(ListJob& job, const std::vector<store::Entry>& entries);
   void Deliver(const std::shared_ptr<ListJob>& job, const PageNodes& page, bool last);
   void FinishFirst(ListJob& job, const absl::Status& status);
-  void ContradictEarly(ListJob& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(job.directory->mutex);
+  void ContradictEarly(Directory& directory, ListJob& job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(directory.mutex);
   void AskStats(const std::shared_ptr<Directory>& directory, std::vector<std::string> names);
   void RunStat(const std::shared_ptr<Directory>& directory, const std::string& name);
   void Run(const std::shared_ptr<Directory>& directory, Answers answers);

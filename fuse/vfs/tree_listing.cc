@@ -186,7 +186,7 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
       directory->refresh_due = DueAfter(job.started);
       log_hidden = !directory->hidden_logged && job.target->hidden().total() > 0;
       directory->hidden_logged |= log_hidden;
-      ContradictEarly(job);
+      ContradictEarly(*directory, job);
     } else {
       directory->listing = nullptr;
       directory->failure = status;
@@ -216,8 +216,7 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
 }
 
 // What the kernel was told before the listing was complete, and is not so.
-void StoreTree::ContradictEarly(ListJob& job) {
-  Directory& directory = *job.directory;
+void StoreTree::ContradictEarly(Directory& directory, ListJob& job) {
   const NodeId id = directory.node->id();
   for (const auto& [name, told] : directory.early) {
     const Node* const node = job.target->Find(name);
