@@ -166,6 +166,7 @@ void StoreTree::Lookup(NodeId parent, absl::string_view name, LookupDone done) {
     wait.stat_asked |= ask_stat;
     break;
   }
+  // NOLINTNEXTLINE(bugprone-use-after-move): moved away only where there is no answer.
   if (answer.has_value()) return std::move(done)(*std::move(answer));
   if (job != nullptr) Submit(std::move(job));
   if (ask_stat) AskStats(directory, {std::string(name)});

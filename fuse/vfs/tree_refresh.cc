@@ -61,6 +61,7 @@ void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, Refres
     }
   }
   if (nothing_to_do) {
+    // NOLINTNEXTLINE(bugprone-use-after-move): moved away only where there is something to do.
     if (done != nullptr) std::move(done)(absl::OkStatus());
     return;
   }

@@ -133,7 +133,7 @@ absl::Status WalkDirectory(Tree* tree, NodeId top, absl::FunctionRef<bool(const 
   while (!stack.empty()) {
     Level& level = stack.back();
     if (level.next == level.batch.size()) {
-      const absl::Status read = ReadBatch(tree, level);
+      absl::Status read = ReadBatch(tree, level);
       const bool vanished = absl::IsNotFound(read) && stack.size() > 1;
       if (!read.ok() && !vanished) return read;
       if (level.batch.empty()) stack.pop_back();

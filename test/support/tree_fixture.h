@@ -90,7 +90,7 @@ struct TreeFixture {
   }
 
   Promise<absl::StatusOr<vfs::Attributes>> LookupLater(vfs::NodeId parent, absl::string_view name) {
-    const Promise<absl::StatusOr<vfs::Attributes>> promise;
+    Promise<absl::StatusOr<vfs::Attributes>> promise;
     tree->Lookup(parent, name, [promise](absl::StatusOr<vfs::Attributes> found) {
       promise.Set(std::move(found));
     });
@@ -108,7 +108,7 @@ struct TreeFixture {
   };
   Promise<Read> ReadLater(const std::shared_ptr<vfs::DirectoryHandle>& handle, uint64_t offset,
                           size_t max, bool plus = false) {
-    const Promise<Read> promise;
+    Promise<Read> promise;
     const auto read = std::make_shared<Read>();
     read->offset = offset;
     tree->ReadDirectory(
