@@ -1,57 +1,55 @@
 // bench-limiter: a store as slow as a real one, on loopback. See bench/limiter/proxy.h.
-#include <signal.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
-#include <cstdlib>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "bench/limiter/proxy.h"
-#include "cli/bench/flags.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/report.h"
 #include "common/base/errno_status.h"
+#include "common/base/flags.h"
 #include "common/base/status_macros.h"
 
 namespace millrace::bench {
 namespace {
-
-constexpr char kUsage[] =
-    R"(Usage: bench-limiter --listen HOST:PORT --target HOST:PORT [OPTION...]
-
-Passes connections on to an HTTP server, holds all of them together to a rate, and lets every
-request wait. Prints {"listen": "HOST:PORT"} when it is ready.
-
-  --listen HOST:PORT   port 0 takes a free one
-  --target HOST:PORT   the server
-  --rate SIZE          bytes per second, in each direction (no limit)
-  --delay TIME         before each request is passed on (0ms)
-  --stats FILE         the counters as JSON, written whole on SIGUSR1 and at the end; "sequence"
-                       grows with each writing
-
-SIGTERM and SIGINT end it; the counters are printed then.
-
-Example: bench-limiter --listen 127.0.0.1:7071 --target 127.0.0.1:7070 --rate 200Mi --delay 10ms
-)";
 
 struct Options {
   Proxy::Options proxy;
   std::string stats_file;
 };
 
-absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) {
+// nullopt when only help was asked for.
+absl::StatusOr<std::optional<Options>> ParseOptions(const std::vector<std::string>& arguments) {
   Options options;
-  Flags flags;
-  flags.Text("listen", &options.proxy.listen);
-  flags.Text("target", &options.proxy.target);
-  flags.Bytes("rate", &options.proxy.bytes_per_second, {.min = 1024});
-  flags.Time("delay", &options.proxy.delay);
-  flags.Text("stats", &options.stats_file);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  if (!positional.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("unexpected argument \"", positional[0], "\""));
+  base::FlagSet flags(
+      {.usage = "bench-limiter --listen HOST:PORT --target HOST:PORT [OPTION...]",
+       .summary = "Passes connections on to an HTTP server, holds all of them together to a rate, "
+                  "and lets every request wait. Prints {\"listen\": \"HOST:PORT\"} when it is "
+                  "ready; SIGTERM and SIGINT end it, and it prints its counters.",
+       .examples = {"bench-limiter --listen 127.0.0.1:7071 --target 127.0.0.1:7070 --rate 200Mi "
+                    "--delay 10ms"}});
+  flags.Text("listen", "HOST:PORT", &options.proxy.listen, "port 0 takes a free one");
+  flags.Text("target", "HOST:PORT", &options.proxy.target, "the server");
+  flags.Bytes("rate", &options.proxy.bytes_per_second, 1024,
+              "bytes per second, in each direction (default: no limit)");
+  flags.Duration("delay", &options.proxy.delay, "before each request is passed on (default 0ms)");
+  flags.Text("stats", "FILE", &options.stats_file,
+             "the counters as JSON, written whole on SIGUSR1 and at the end; \"sequence\" grows "
+             "with each writing");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return std::nullopt;
+  if (!positionals->empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unexpected argument \"", positionals->front(), "\""));
   }
   if (options.proxy.listen.empty() || options.proxy.target.empty()) {
     return absl::InvalidArgumentError("--listen and --target are needed; see --help");
@@ -90,7 +88,9 @@ void RaiseDescriptorLimit() {
 }
 
 absl::Status Run(const std::vector<std::string>& arguments) {
-  ASSIGN_OR_RETURN(const Options options, ParseOptions(arguments));
+  ASSIGN_OR_RETURN(const std::optional<Options> given, ParseOptions(arguments));
+  if (!given.has_value()) return absl::OkStatus();
+  const Options& options = *given;
   RaiseDescriptorLimit();
   // Blocked before the thread exists, so that only sigwait below ever sees them.
   sigset_t signals;
@@ -130,15 +130,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
 }  // namespace millrace::bench
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  for (const std::string& argument : arguments) {
-    if (argument == "--help" || argument == "-h") {
-      std::fputs(millrace::bench::kUsage, stdout);
-      return 0;
-    }
+  const absl::Status status = millrace::bench::Run(std::vector<std::string>(argv + 1, argv + argc));
+  if (!status.ok()) {
+    std::fprintf(stderr, "bench-limiter: %s\n", millrace::base::ErrorText(status).c_str());
   }
-  const absl::Status status = millrace::bench::Run(arguments);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "bench-limiter: %s\n", std::string(status.message()).c_str());
-  return absl::IsInvalidArgument(status) ? 2 : 1;
+  return millrace::base::ExitCode(status);
 }

@@ -15,42 +15,20 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "bench/store_limit/get_connection.h"
 #include "bench/store_limit/sigv4.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/file_list.h"
-#include "cli/bench/flags.h"
 #include "cli/bench/parallel.h"
 #include "cli/bench/random.h"
 #include "cli/bench/report.h"
+#include "common/base/flags.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 
 namespace millrace::bench {
 namespace {
-
-constexpr char kUsage[] =
-    R"(Usage: bench-store-limit --endpoint http://HOST:PORT --bucket NAME WHAT [OPTION...]
-
-The fastest parallel GET of objects of an S3 server (path style, plain HTTP, signature V4 with
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY from the environment).
-
-WHAT is one of
-  --key KEY --size SIZE   one large object, in ranges; all of it once, unless:
-      --range SIZE        of one GET (8Mi)
-      --random SIZE       ranges of this size at random offsets instead, with
-      --count N           how many (200)
-  --listing FILE          whole objects: their keys, one per line
-  --walk DIR              whole objects: the files below DIR, the server's source
-
-Options
-  --prefix TEXT           put before every key of --listing and --walk
-  --connections C         kept alive, one thread each (8)
-  --passes P              over all objects or ranges (1)
-  --region NAME           (us-east-1)
-  --seed S                of the order of objects, and of random offsets (1)
-  --json                  one JSON object
-)";
 
 struct Options {
   std::string host;
@@ -92,30 +70,30 @@ absl::Status ParseEndpoint(absl::string_view endpoint, Options* options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) {
-  Options options;
-  std::string endpoint;
-  Flags flags;
-  flags.Text("endpoint", &endpoint);
-  flags.Text("bucket", &options.bucket);
-  flags.Text("region", &options.region);
-  flags.Text("key", &options.key);
-  flags.Text("listing", &options.listing);
-  flags.Text("walk", &options.walk);
-  flags.Text("prefix", &options.prefix);
-  flags.Bytes("size", &options.size, {.min = 1});
-  flags.Bytes("range", &options.range, {.min = 1});
-  flags.Bytes("random", &options.random, {.min = 1});
-  flags.Number("count", &options.count, {.min = 1});
-  flags.Number("connections", &options.connections, {.min = 1, .max = 1024});
-  flags.Number("passes", &options.passes, {.min = 1});
-  flags.Number("seed", &options.seed, {});
-  flags.Switch("json", &options.json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  if (!positional.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("unexpected argument \"", positional[0], "\""));
-  }
-  RETURN_IF_ERROR(ParseEndpoint(endpoint, &options));
+void DeclareFlags(base::FlagSet* flags, Options* options, std::string* endpoint) {
+  flags->Text("endpoint", "URL", endpoint, "http://HOST:PORT of the server; TLS is not measured");
+  flags->Text("bucket", "NAME", &options->bucket, "of the objects");
+  flags->Text("region", "NAME", &options->region, "that requests are signed for (us-east-1)");
+  flags->Text("key", "KEY", &options->key, "one large object, in ranges, all of it once");
+  flags->Bytes("size", &options->size, 1, "of the object --key");
+  flags->Bytes("range", &options->range, 1, "of one GET of --key (default 8Mi)");
+  flags->Bytes("random", &options->random, 1,
+               "instead: ranges of --key of this size at random offsets");
+  AddNumber(flags, "count", &options->count, {.min = 1}, "random ranges (default 200)");
+  flags->Text("listing", "FILE", &options->listing, "whole objects: their keys, one per line");
+  flags->Text("walk", "DIR", &options->walk,
+              "whole objects: the files below DIR, what the server serves");
+  flags->Text("prefix", "TEXT", &options->prefix, "put before every key of --listing and --walk");
+  AddNumber(flags, "connections", &options->connections, {.min = 1, .max = 1024},
+            "kept alive, one thread each (default 8)");
+  AddNumber(flags, "passes", &options->passes, {.min = 1},
+            "over all objects or ranges (default 1)");
+  AddNumber(flags, "seed", &options->seed, {},
+            "of the order of objects, and of random offsets (default 1)");
+  flags->Switch("json", &options->json, "print one JSON object");
+}
+
+absl::Status Validate(const Options& options) {
   if (options.bucket.empty()) return absl::InvalidArgumentError("--bucket is missing");
   if (options.key.empty() + options.listing.empty() + options.walk.empty() != 2) {
     return absl::InvalidArgumentError("takes exactly one of --key, --listing and --walk");
@@ -123,9 +101,32 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
   if (!options.key.empty() && options.size == 0) {
     return absl::InvalidArgumentError("--key needs the object's --size");
   }
-  if (options.random > options.size && !options.key.empty()) {
+  if (!options.key.empty() && options.random > options.size) {
     return absl::InvalidArgumentError("--random must not be above --size");
   }
+  return absl::OkStatus();
+}
+
+// nullopt when only help was asked for.
+absl::StatusOr<std::optional<Options>> ParseOptions(const std::vector<std::string>& arguments) {
+  Options options;
+  std::string endpoint;
+  base::FlagSet flags(
+      {.usage = "bench-store-limit --endpoint URL --bucket NAME --key KEY --size SIZE [OPTION...]\n"
+                "bench-store-limit --endpoint URL --bucket NAME --listing FILE [OPTION...]\n"
+                "bench-store-limit --endpoint URL --bucket NAME --walk DIR [OPTION...]",
+       .summary = "The fastest parallel GET of objects of an S3 server: path style, plain HTTP, "
+                  "signature V4 with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY from the "
+                  "environment."});
+  DeclareFlags(&flags, &options, &endpoint);
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return std::nullopt;
+  if (!positionals->empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unexpected argument \"", positionals->front(), "\""));
+  }
+  RETURN_IF_ERROR(ParseEndpoint(endpoint, &options));
+  RETURN_IF_ERROR(Validate(options));
   return options;
 }
 
@@ -244,7 +245,9 @@ absl::StatusOr<SigningKey> KeyFromEnvironment(const std::string& region) {
 }
 
 absl::Status Run(const std::vector<std::string>& arguments) {
-  ASSIGN_OR_RETURN(const Options options, ParseOptions(arguments));
+  ASSIGN_OR_RETURN(const std::optional<Options> given, ParseOptions(arguments));
+  if (!given.has_value()) return absl::OkStatus();
+  const Options& options = *given;
   ASSIGN_OR_RETURN(const SigningKey key, KeyFromEnvironment(options.region));
   ASSIGN_OR_RETURN(const std::vector<GetToSign> gets,
                    options.key.empty() ? WholeObjects(options) : RangesOfKey(options));
@@ -271,15 +274,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
 }  // namespace millrace::bench
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  for (const std::string& argument : arguments) {
-    if (argument == "--help" || argument == "-h") {
-      std::fputs(millrace::bench::kUsage, stdout);
-      return 0;
-    }
+  const absl::Status status = millrace::bench::Run(std::vector<std::string>(argv + 1, argv + argc));
+  if (!status.ok()) {
+    std::fprintf(stderr, "bench-store-limit: %s\n", millrace::base::ErrorText(status).c_str());
   }
-  const absl::Status status = millrace::bench::Run(arguments);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "bench-store-limit: %s\n", std::string(status.message()).c_str());
-  return absl::IsInvalidArgument(status) ? 2 : 1;
+  return millrace::base::ExitCode(status);
 }

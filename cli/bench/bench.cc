@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "cli/bench/generators.h"
+#include "common/base/flags.h"
 
 namespace millrace::bench {
 namespace {
@@ -15,19 +16,16 @@ namespace {
 struct Generator {
   absl::string_view name;
   absl::string_view summary;
-  absl::string_view usage;
   absl::Status (*run)(const std::vector<std::string>& arguments);
 };
 
-const Generator kGenerators[] = {
-    {"epoch", "open, read and close every file of a directory, as a training job does", kEpochUsage,
-     RunEpoch},
-    {"read", "read one or more large files, sequentially or at random", kReadUsage, RunRead},
-    {"stat", "stat every file of a directory", kStatUsage, RunStat},
-    {"list", "list one directory: time to the first entry, and to the last", kListUsage, RunList},
-    {"make", "generate a training set: many small files and a big one", kMakeUsage, RunMake},
-    {"drop", "drop a directory's files from the page cache of its own file system", kDropUsage,
-     RunDrop},
+constexpr Generator kGenerators[] = {
+    {"epoch", "open, read and close every file of a directory, as a training job does", RunEpoch},
+    {"read", "read one or more large files, sequentially or at random", RunRead},
+    {"stat", "stat every file of a directory", RunStat},
+    {"list", "list one directory: time to the first entry, and to the last", RunList},
+    {"make", "generate a training set: many small files and a big one", RunMake},
+    {"drop", "drop a directory's files from the page cache of its own file system", RunDrop},
 };
 
 std::string Usage() {
@@ -42,13 +40,6 @@ std::string Usage() {
   return text;
 }
 
-bool AsksForHelp(absl::string_view argument) { return argument == "--help" || argument == "-h"; }
-
-int ExitCode(const absl::Status& status) {
-  if (status.ok()) return 0;
-  return absl::IsInvalidArgument(status) ? 2 : 1;
-}
-
 }  // namespace
 
 int BenchMain(int argc, char** argv) {
@@ -57,25 +48,19 @@ int BenchMain(int argc, char** argv) {
     std::fputs(Usage().c_str(), stderr);
     return 2;
   }
-  if (AsksForHelp(arguments[0])) {
+  if (arguments[0] == "--help" || arguments[0] == "-h") {
     std::fputs(Usage().c_str(), stdout);
     return 0;
   }
   for (const Generator& generator : kGenerators) {
     if (generator.name != arguments[0]) continue;
-    for (const std::string& argument : arguments) {
-      if (AsksForHelp(argument)) {
-        std::fwrite(generator.usage.data(), 1, generator.usage.size(), stdout);
-        return 0;
-      }
-    }
     const absl::Status status =
         generator.run(std::vector<std::string>(arguments.begin() + 1, arguments.end()));
     if (!status.ok()) {
       std::fprintf(stderr, "millrace bench %s: %s\n", arguments[0].c_str(),
-                   std::string(status.message()).c_str());
+                   base::ErrorText(status).c_str());
     }
-    return ExitCode(status);
+    return base::ExitCode(status);
   }
   std::fprintf(stderr, "millrace bench: no generator \"%s\"; `millrace bench --help` lists them\n",
                arguments[0].c_str());

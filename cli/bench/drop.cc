@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/file_list.h"
-#include "cli/bench/flags.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/report.h"
 #include "common/base/errno_status.h"
@@ -18,17 +18,6 @@
 #include "common/base/unique_fd.h"
 
 namespace millrace::bench {
-
-const absl::string_view kDropUsage =
-    R"(Usage: millrace bench drop FILE|DIR [--json]
-
-Drops the files at or below a path from the page cache of their own file system. On a mount, the
-pages of the mount go and the cache files beneath it keep theirs, unlike with
-/proc/sys/vm/drop_caches. Says how many pages were cached before and are left.
-
-Example: millrace bench drop /data/train
-)";
-
 namespace {
 
 // cachestat(2), Linux 6.5: counts the pages of the file's own mapping. mincore cannot tell: over a
@@ -80,10 +69,17 @@ absl::Status DropOne(const std::string& path, Tally* tally) {
 
 absl::Status RunDrop(const std::vector<std::string>& arguments) {
   bool as_json = false;
-  Flags flags;
-  flags.Switch("json", &as_json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  ASSIGN_OR_RETURN(const std::string path, OnlyArgument(positional, "FILE or DIR"));
+  base::FlagSet flags(
+      {.usage = "millrace bench drop [OPTION...] FILE|DIR",
+       .summary = "Drops the files at or below a path from the page cache of their own file "
+                  "system. On a mount, the pages of the mount go and the cache files beneath it "
+                  "keep theirs, unlike with /proc/sys/vm/drop_caches. Says how many pages were "
+                  "cached before and are left.",
+       .examples = {"millrace bench drop /data/train"}});
+  flags.Switch("json", &as_json, "print one JSON object");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string path, OnlyArgument(*positionals, "FILE or DIR"));
   ASSIGN_OR_RETURN(const std::vector<std::string> files, FilesAt(path));
   Tally tally;
   absl::Status result;

@@ -4,12 +4,12 @@
 
 #include <atomic>
 #include <cerrno>
-#include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/file_list.h"
-#include "cli/bench/flags.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/parallel.h"
 #include "cli/bench/random.h"
@@ -22,24 +22,6 @@
 #include "common/base/units.h"
 
 namespace millrace::bench {
-
-const absl::string_view kEpochUsage =
-    R"(Usage: millrace bench epoch DIR [OPTION...]
-
-Opens, reads and closes every file below DIR once per epoch. The files are listed once, before
-anything is timed.
-
-  --threads N       readers (1)
-  --epochs E        passes over all files (1)
-  --order ORDER     shuffled (default; a new permutation for each epoch) or sequential
-  --seed S          of the permutations (1)
-  --verify          checksum what is read: prints a digest of all names and contents, the same for
-                    equal trees, and fails when two epochs differ
-  --json            one JSON object
-
-Example: millrace bench epoch /data/train --threads 8 --epochs 3
-)";
-
 namespace {
 
 // Small files fit; a larger one is read in pieces of this size.
@@ -50,7 +32,7 @@ struct Options {
   uint64_t threads = 1;
   uint64_t epochs = 1;
   uint64_t seed = 1;
-  bool shuffled = true;
+  bool sequential = false;
   bool verify = false;
   bool json = false;
 };
@@ -75,19 +57,26 @@ struct Tally {
   }
 };
 
-absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) {
+// nullopt when only help was asked for.
+absl::StatusOr<std::optional<Options>> ParseOptions(const std::vector<std::string>& arguments) {
   Options options;
-  std::string order = "shuffled";
-  Flags flags;
-  flags.Number("threads", &options.threads, {.min = 1, .max = 4096});
-  flags.Number("epochs", &options.epochs, {.min = 1});
-  flags.Number("seed", &options.seed, {});
-  flags.Choice("order", &order, {"shuffled", "sequential"});
-  flags.Switch("verify", &options.verify);
-  flags.Switch("json", &options.json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  ASSIGN_OR_RETURN(options.directory, OnlyArgument(positional, "DIR"));
-  options.shuffled = order == "shuffled";
+  base::FlagSet flags(
+      {.usage = "millrace bench epoch [OPTION...] DIR",
+       .summary = "Opens, reads and closes every file below DIR once per epoch, as a training job "
+                  "does. The files are listed once, before anything is timed.",
+       .examples = {"millrace bench epoch /data/train --threads 8 --epochs 3"}});
+  AddNumber(&flags, "threads", &options.threads, {.min = 1, .max = 4096}, "readers (default 1)");
+  AddNumber(&flags, "epochs", &options.epochs, {.min = 1}, "passes over all files (default 1)");
+  AddChoice(&flags, "order", "shuffled", "sequential", &options.sequential,
+            "shuffled (default): a new permutation for each epoch");
+  AddNumber(&flags, "seed", &options.seed, {}, "of the permutations (default 1)");
+  flags.Switch("verify", &options.verify,
+               "print a digest of all names and contents, the same for equal trees, and fail when "
+               "two epochs differ");
+  flags.Switch("json", &options.json, "print one JSON object");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return std::nullopt;
+  ASSIGN_OR_RETURN(options.directory, OnlyArgument(*positionals, "DIR"));
   return options;
 }
 
@@ -169,19 +158,21 @@ std::string EpochText(const Options& options, uint64_t epoch, double seconds, co
 }  // namespace
 
 absl::Status RunEpoch(const std::vector<std::string>& arguments) {
-  ASSIGN_OR_RETURN(const Options options, ParseOptions(arguments));
+  ASSIGN_OR_RETURN(const std::optional<Options> given, ParseOptions(arguments));
+  if (!given.has_value()) return absl::OkStatus();
+  const Options& options = *given;
   ASSIGN_OR_RETURN(std::vector<std::string> files, ListFiles(options.directory));
   // Zeroed, so that page faults of the buffers are not timed.
   std::vector<std::vector<char>> buffers(options.threads, std::vector<char>(kBufferBytes));
 
   nlohmann::json report = {
       {"generator", "epoch"},       {"directory", options.directory},
-      {"threads", options.threads}, {"order", options.shuffled ? "shuffled" : "sequential"},
+      {"threads", options.threads}, {"order", options.sequential ? "sequential" : "shuffled"},
       {"seed", options.seed},       {"epochs", nlohmann::json::array()}};
   absl::Status result;
   uint64_t first_digest = 0;
   for (uint64_t epoch = 1; epoch <= options.epochs; ++epoch) {
-    if (options.shuffled) Random(options.seed, epoch).Shuffle(&files);
+    if (!options.sequential) Random(options.seed, epoch).Shuffle(&files);
     std::vector<Tally> tallies(options.threads);
     std::atomic<size_t> next = 0;
     const CpuTime cpu_before = CpuTime::Now();

@@ -3,7 +3,7 @@
 #include <cerrno>
 
 #include "absl/strings/str_format.h"
-#include "cli/bench/flags.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/report.h"
 #include "common/base/errno_status.h"
@@ -11,20 +11,17 @@
 
 namespace millrace::bench {
 
-const absl::string_view kListUsage =
-    R"(Usage: millrace bench list DIR [--json]
-
-Lists DIR itself, unsorted like `ls -f`: the time to the first entry, and to the last.
-
-Example: millrace bench list /data/train
-)";
-
 absl::Status RunList(const std::vector<std::string>& arguments) {
   bool as_json = false;
-  Flags flags;
-  flags.Switch("json", &as_json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  ASSIGN_OR_RETURN(const std::string path, OnlyArgument(positional, "DIR"));
+  base::FlagSet flags(
+      {.usage = "millrace bench list [OPTION...] DIR",
+       .summary = "Lists DIR itself, unsorted like `ls -f`: the time to the first entry, and to "
+                  "the last.",
+       .examples = {"millrace bench list /data/train"}});
+  flags.Switch("json", &as_json, "print one JSON object");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string path, OnlyArgument(*positionals, "DIR"));
 
   const uint64_t start = NowNanos();
   DIR* const directory = opendir(path.c_str());

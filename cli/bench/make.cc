@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "cli/bench/flags.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/random.h"
 #include "cli/bench/report.h"
@@ -18,24 +18,6 @@
 #include "common/base/units.h"
 
 namespace millrace::bench {
-
-const absl::string_view kMakeUsage =
-    R"(Usage: millrace bench make DIR [OPTION...]
-
-Writes a training set below DIR: small files in DIR/small/dNNN/, and DIR/big.bin. Sizes and bytes
-follow from the seed alone, so that two machines measure the same; the bytes do not compress.
-
-  --files N          small files (10000)
-  --size-min SIZE    of a small file (60Ki)
-  --size-max SIZE    (160Ki); sizes are spread evenly between the two
-  --directories D    that hold the small files (100)
-  --big SIZE         of big.bin (2Gi); 0 leaves it out
-  --seed S           (1)
-  --json             one JSON object
-
-Example: millrace bench make /tmp/train --files 2000 --big 512Mi
-)";
-
 namespace {
 
 constexpr size_t kChunkBytes = base::kMiB;
@@ -77,16 +59,23 @@ absl::Status RunMake(const std::vector<std::string>& arguments) {
   uint64_t big_bytes = 2 * base::kGiB;
   uint64_t seed = 1;
   bool as_json = false;
-  Flags flags;
-  flags.Number("files", &files, {.max = 100'000'000});
-  flags.Bytes("size-min", &size_min, {});
-  flags.Bytes("size-max", &size_max, {.max = 1024 * base::kGiB});
-  flags.Number("directories", &directories, {.min = 1, .max = 1'000'000});
-  flags.Bytes("big", &big_bytes, {});
-  flags.Number("seed", &seed, {});
-  flags.Switch("json", &as_json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  ASSIGN_OR_RETURN(const std::string root, OnlyArgument(positional, "DIR"));
+  base::FlagSet flags(
+      {.usage = "millrace bench make [OPTION...] DIR",
+       .summary = "Writes a training set below DIR: small files in DIR/small/dNNN/, and "
+                  "DIR/big.bin. Sizes and bytes follow from the seed alone, so that two machines "
+                  "measure the same; the bytes do not compress.",
+       .examples = {"millrace bench make /tmp/train --files 2000 --big 512Mi"}});
+  AddNumber(&flags, "files", &files, {.max = 100'000'000}, "small files (default 10000)");
+  flags.Bytes("size-min", &size_min, 0, "of a small file (default 60Ki)");
+  flags.Bytes("size-max", &size_max, 0, "sizes are spread evenly up to it (default 160Ki)");
+  AddNumber(&flags, "directories", &directories, {.min = 1, .max = 1'000'000},
+            "that hold the small files (default 100)");
+  flags.Bytes("big", &big_bytes, 0, "size of big.bin (default 2Gi); 0 leaves it out");
+  AddNumber(&flags, "seed", &seed, {}, "of all sizes and bytes (default 1)");
+  flags.Switch("json", &as_json, "print one JSON object");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string root, OnlyArgument(*positionals, "DIR"));
   if (size_min > size_max) {
     return absl::InvalidArgumentError("--size-min must not be above --size-max");
   }

@@ -8,11 +8,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/file_list.h"
-#include "cli/bench/flags.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/parallel.h"
 #include "cli/bench/random.h"
@@ -23,26 +24,6 @@
 #include "common/base/units.h"
 
 namespace millrace::bench {
-
-const absl::string_view kReadUsage =
-    R"(Usage: millrace bench read FILE|DIR... [OPTION...]
-
-Reads large files with pread, one call at a time per job. Job j reads file j modulo the number of
-files; the jobs of one file that read sequentially share it in equal parts.
-
-  --pattern PATTERN   sequential (default) or random (at multiples of the block)
-  --block SIZE        per read (1Mi)
-  --jobs J            threads (1)
-  --seconds S         read for that long, over and over; without it:
-  --count N           reads in total over all jobs (default: sequential, each file once)
-  --direct on|off     O_DIRECT (off)
-  --seed S            of the random offsets (1)
-  --verify-against F  compare every block with the same range of the file F (one FILE only)
-  --json              one JSON object
-
-Example: millrace bench read /data/big.bin --pattern random --block 4Ki --jobs 2 --seconds 5
-)";
-
 namespace {
 
 // What O_DIRECT asks of buffers on every disk in use.
@@ -77,33 +58,30 @@ struct Tally {
   }
 };
 
-absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) {
-  Options options;
-  std::string pattern = "sequential";
-  std::string direct = "off";
-  uint64_t seconds = 0;
-  Flags flags;
-  flags.Choice("pattern", &pattern, {"sequential", "random"});
-  flags.Bytes("block", &options.block_bytes, {.min = 1, .max = base::kGiB});
-  flags.Number("jobs", &options.jobs, {.min = 1, .max = 4096});
-  flags.Number("seconds", &seconds, {.min = 1, .max = 1'000'000});
-  flags.Number("count", &options.count, {.min = 1});
-  flags.Number("seed", &options.seed, {});
-  flags.Choice("direct", &direct, {"on", "off"});
-  flags.Text("verify-against", &options.verify_against);
-  flags.Switch("json", &options.json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  for (const std::string& path : positional) {
-    ASSIGN_OR_RETURN(const std::vector<std::string> files, FilesAt(path));
-    options.files.insert(options.files.end(), files.begin(), files.end());
-  }
-  options.random = pattern == "random";
-  options.direct = direct == "on";
-  options.duration = absl::Seconds(static_cast<int64_t>(seconds));
+void DeclareFlags(base::FlagSet* flags, Options* options, uint64_t* seconds) {
+  AddChoice(flags, "pattern", "sequential", "random", &options->random,
+            "sequential (default), or random at multiples of the block");
+  flags->Bytes("block", &options->block_bytes, 1, "size of one read (default 1Mi)");
+  AddNumber(flags, "jobs", &options->jobs, {.min = 1, .max = 4096}, "threads (default 1)");
+  AddNumber(flags, "seconds", seconds, {.min = 1, .max = 1'000'000},
+            "read for that long, over and over");
+  AddNumber(flags, "count", &options->count, {.min = 1},
+            "reads in total over all jobs (default without --seconds: each file once)");
+  AddChoice(flags, "direct", "off", "on", &options->direct, "O_DIRECT (default off)");
+  AddNumber(flags, "seed", &options->seed, {}, "of the random offsets (default 1)");
+  flags->Text("verify-against", "FILE", &options->verify_against,
+              "compare every block with the same range of this file");
+  flags->Switch("json", &options->json, "print one JSON object");
+}
+
+absl::Status Validate(const Options& options) {
   if (options.files.empty()) {
     return absl::InvalidArgumentError("takes at least one FILE or DIR; see --help");
   }
-  if (options.random && seconds == 0 && options.count == 0) {
+  if (options.block_bytes > base::kGiB) {
+    return absl::InvalidArgumentError("--block: it must be at most 1Gi");
+  }
+  if (options.random && options.duration == absl::ZeroDuration() && options.count == 0) {
     return absl::InvalidArgumentError("--pattern random needs --seconds or --count");
   }
   if (options.direct && options.block_bytes % kAlignment != 0) {
@@ -112,6 +90,30 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
   if (!options.verify_against.empty() && options.files.size() != 1) {
     return absl::InvalidArgumentError("--verify-against compares exactly one FILE");
   }
+  return absl::OkStatus();
+}
+
+// nullopt when only help was asked for.
+absl::StatusOr<std::optional<Options>> ParseOptions(const std::vector<std::string>& arguments) {
+  Options options;
+  uint64_t seconds = 0;
+  base::FlagSet flags(
+      {.usage = "millrace bench read [OPTION...] FILE|DIR...",
+       .summary = "Reads large files with pread, one call at a time per job. Job j reads file j "
+                  "modulo the number of files; the jobs of one file that read sequentially share "
+                  "it in equal parts.",
+       .examples = {"millrace bench read /data/big.bin",
+                    "millrace bench read /data/big.bin --pattern random --block 4Ki --jobs 2 "
+                    "--seconds 5"}});
+  DeclareFlags(&flags, &options, &seconds);
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return std::nullopt;
+  for (const std::string& path : *positionals) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> files, FilesAt(path));
+    options.files.insert(options.files.end(), files.begin(), files.end());
+  }
+  options.duration = absl::Seconds(static_cast<int64_t>(seconds));
+  RETURN_IF_ERROR(Validate(options));
   return options;
 }
 
@@ -275,7 +277,9 @@ void Print(const Options& options, double seconds, const Tally& tally, const Cpu
 }  // namespace
 
 absl::Status RunRead(const std::vector<std::string>& arguments) {
-  ASSIGN_OR_RETURN(const Options options, ParseOptions(arguments));
+  ASSIGN_OR_RETURN(const std::optional<Options> given, ParseOptions(arguments));
+  if (!given.has_value()) return absl::OkStatus();
+  const Options& options = *given;
   std::atomic<int64_t> reads_left = static_cast<int64_t>(options.count);
   std::vector<std::unique_ptr<Job>> jobs;
   for (uint64_t i = 0; i < options.jobs; ++i) {

@@ -65,11 +65,4 @@ void PrintJson(const nlohmann::json& json) {
   PrintLine(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-absl::StatusOr<std::string> OnlyArgument(const std::vector<std::string>& positional,
-                                         absl::string_view what) {
-  if (positional.size() == 1) return positional[0];
-  return absl::InvalidArgumentError(
-      absl::StrCat("takes exactly one ", what, ", got ", positional.size(), "; see --help"));
-}
-
 }  // namespace millrace::bench

@@ -3,10 +3,7 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "cli/bench/histogram.h"
 #include "nlohmann/json.hpp"
@@ -37,9 +34,5 @@ std::string LatencyText(const Histogram& latency);
 void PrintLine(absl::string_view line);
 // The same with an object on one line. Bytes that are no UTF-8 (in a path) are replaced.
 void PrintJson(const nlohmann::json& json);
-
-// The single positional argument `what` ("DIR").
-absl::StatusOr<std::string> OnlyArgument(const std::vector<std::string>& positional,
-                                         absl::string_view what);
 
 }  // namespace millrace::bench

@@ -3,8 +3,8 @@
 #include <cerrno>
 
 #include "absl/strings/str_format.h"
+#include "cli/bench/arguments.h"
 #include "cli/bench/file_list.h"
-#include "cli/bench/flags.h"
 #include "cli/bench/generators.h"
 #include "cli/bench/parallel.h"
 #include "cli/bench/report.h"
@@ -13,25 +13,21 @@
 
 namespace millrace::bench {
 
-const absl::string_view kStatUsage =
-    R"(Usage: millrace bench stat DIR [--passes P] [--threads N] [--json]
-
-Calls stat on every file below DIR, in P passes (2). The files are listed once, before anything is
-timed; that look alone makes many file systems cache what stat will ask.
-
-Example: millrace bench stat /data/train --passes 3
-)";
-
 absl::Status RunStat(const std::vector<std::string>& arguments) {
   uint64_t passes = 2;
   uint64_t threads = 1;
   bool as_json = false;
-  Flags flags;
-  flags.Number("passes", &passes, {.min = 1});
-  flags.Number("threads", &threads, {.min = 1, .max = 4096});
-  flags.Switch("json", &as_json);
-  ASSIGN_OR_RETURN(const std::vector<std::string> positional, flags.Parse(arguments));
-  ASSIGN_OR_RETURN(const std::string directory, OnlyArgument(positional, "DIR"));
+  base::FlagSet flags(
+      {.usage = "millrace bench stat [OPTION...] DIR",
+       .summary = "Calls stat on every file below DIR. The files are listed once, before anything "
+                  "is timed; that look alone makes many file systems cache what stat will ask.",
+       .examples = {"millrace bench stat /data/train --passes 3"}});
+  AddNumber(&flags, "passes", &passes, {.min = 1}, "over all files (default 2)");
+  AddNumber(&flags, "threads", &threads, {.min = 1, .max = 4096}, "callers (default 1)");
+  flags.Switch("json", &as_json, "print one JSON object");
+  ASSIGN_OR_RETURN(const auto positionals, ParseOrHelp(&flags, arguments));
+  if (!positionals.has_value()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string directory, OnlyArgument(*positionals, "DIR"));
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFiles(directory));
 
   nlohmann::json report = {{"generator", "stat"},

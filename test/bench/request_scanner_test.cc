@@ -13,11 +13,12 @@ namespace {
 using ::testing::ElementsAreArray;
 
 const std::vector<std::string>& Requests() {
+  // A body may look like a request, or like the end of a chunked body.
   static const auto* const kRequests = new std::vector<std::string>{
       "GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
-      "PUT /b HTTP/1.1\r\nContent-Length: 31\r\n\r\nGET /not-a-request HTTP/1.1\r\n\r\n",
-      "PUT /c HTTP/1.1\r\ntransfer-ENCODING: chunked\r\n\r\n4\r\nabcd\r\n23;x=y\r\n"
-      "\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n12345678\r\n0\r\n\r\n",
+      "PUT /b HTTP/1.1\r\nContent-Length: 19\r\n\r\nGET / HTTP/1.1\r\n\r\nx",
+      "PUT /c HTTP/1.1\r\ntransfer-ENCODING: chunked\r\n\r\n6;x=y\r\n\r\n0\r\n.\r\n0\r\n\r\n",
+      "PUT /C HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n",
       "PUT /d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nchecksum: abc\r\n\r\n",
       "PUT /e HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
       "GET /f HTTP/1.1\r\n\r\n",
