@@ -81,7 +81,8 @@ class Vfs {
     uint64_t bytes_refused = 0;  // Read, but not kept: the cache is full.
     std::string last_error;      // Names the file.
   };
-  // `report` runs on the calling thread about every 200 ms; false stops the load (Cancelled).
+  // `report` runs on the calling thread, at once and then about every 200 ms; false stops the load
+  // (Cancelled).
   absl::StatusOr<WarmProgress> Warm(const std::vector<std::string>& paths,
                                     absl::FunctionRef<bool(const WarmProgress&)> report);
 

@@ -49,6 +49,7 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
     if (!report(progress)) cancelled = true;
   };
 
+  tell(true);
   // First how much there is: the tree keeps the names, so the second walk costs little.
   for (const std::string& path : paths) {
     RETURN_IF_ERROR(tree_->Walk(path, [&](const FileRef& ref) {

@@ -100,7 +100,7 @@ class VfsTest : public testing::Test {
     shared_.pool = pool_.get();
     shared_.queue = queue_.get();
     shared_.memory = memory_.get();
-    const std::vector<store::OpenedSource> sources = {{{"", "memory://"}, store_}};
+    const std::vector<store::OpenedSource> sources = {{{"", "memory://", "memory://"}, store_}};
     TreeOptions tree;
     tree.sources = sources;
     tree.refresh_thread = false;
