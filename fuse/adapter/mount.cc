@@ -122,6 +122,7 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   // Invalidator.
   void EntryChanged(vfs::NodeId parent, absl::string_view name) override;
   void DirectoryChanged(vfs::NodeId directory) override;
+  void EntryExpired(vfs::NodeId parent, absl::string_view name) override;
 
   // BackingFiles.
   absl::StatusOr<int> Open(int fd) override;
@@ -148,6 +149,8 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
 
  private:
   void Interrupt(fuse_req_t request);
+  using NotifyEntry = int (*)(fuse_session*, fuse_ino_t parent, const char* name, size_t size);
+  void TellEntry(vfs::NodeId parent, absl::string_view name, NotifyEntry notify);
   struct stat StatOf(const vfs::Attributes& attributes) const;
   fuse_entry_param EntryOf(const vfs::Attributes& attributes) const;
   void Serve();
@@ -554,12 +557,20 @@ void FuseMount::Listxattr(fuse_req_t request, fuse_ino_t node, size_t size) {
 
 // ---- Notifications ----
 
-void FuseMount::EntryChanged(vfs::NodeId parent, absl::string_view name) {
-  const bool posted = notifier_.Post([this, parent, name = std::string(name)] {
-    fuse_lowlevel_notify_inval_entry(session_, parent, name.data(), name.size());
+void FuseMount::TellEntry(vfs::NodeId parent, absl::string_view name, NotifyEntry notify) {
+  const bool posted = notifier_.Post([this, parent, name = std::string(name), notify] {
+    notify(session_, parent, name.data(), name.size());
   });
   // Too many to tell one by one: let the kernel ask again about every name.
   if (!posted) fuse_lowlevel_notify_increment_epoch(session_);
+}
+
+void FuseMount::EntryChanged(vfs::NodeId parent, absl::string_view name) {
+  TellEntry(parent, name, fuse_lowlevel_notify_inval_entry);
+}
+
+void FuseMount::EntryExpired(vfs::NodeId parent, absl::string_view name) {
+  TellEntry(parent, name, fuse_lowlevel_notify_expire_entry);
 }
 
 void FuseMount::DirectoryChanged(vfs::NodeId directory) {
