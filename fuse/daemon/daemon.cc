@@ -220,19 +220,26 @@ void Daemon::Maintain() {
 absl::Status Daemon::RunUntilUnmounted() {
   maintenance_ = std::thread([this] { Maintain(); });
   mount_->Wait();
+  EndThreads();
+  return cache_->Close();
+}
+
+void Daemon::EndThreads() {
+  if (control_ != nullptr) control_->Stop();
+  if (rates_ != nullptr) rates_->Stop();
   {
     base::MutexLock lock(&stop_mutex_);
     stopping_ = true;
     stop_.NotifyAll();
   }
-  maintenance_.join();
-  control_->Stop();
-  rates_->Stop();
-  mount_->Stop();
+  if (maintenance_.joinable()) maintenance_.join();
+  if (mount_ != nullptr) {
+    mount_->Stop();
+    mount_->Wait();
+  }
   if (sampler_.joinable()) sampler_.join();
-  queue_->Stop();
-  tree_->SetInvalidator(nullptr);
-  return cache_->Close();
+  if (queue_ != nullptr) queue_->Stop();
+  if (tree_ != nullptr) tree_->SetInvalidator(nullptr);
 }
 
 control::ReadySummary Daemon::Summary() const {

@@ -26,6 +26,8 @@ namespace millrace::daemon {
 // only those before it.
 class Daemon {
  public:
+  ~Daemon() { EndThreads(); }
+
   // Opens the sources and the cache, mounts, and returns when the mount answers.
   // REQUIRES: ValidateMount accepted `options`.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const MountOptions& options,
@@ -49,6 +51,8 @@ class Daemon {
   absl::Status OpenSources();
   absl::Status OpenCache();
   absl::Status MountFileSystem();
+  // Ends whatever may use the parts of this object from another thread. Idempotent.
+  void EndThreads();
   // Once a second until the end: what must be given back though nobody asks.
   void Maintain();
   void ChooseProfileFromSample();
