@@ -29,6 +29,7 @@ void FetchQueue::Stop() {
   {
     base::MutexLock lock(&mutex_);
     stopping_ = true;
+    for (FetchJob* const job : running_jobs_) job->Cancel();
     work_.NotifyAll();
   }
   for (std::thread& thread : threads_) {
@@ -120,15 +121,19 @@ void FetchQueue::Work() {
       continue;
     }
     ++running_[Index(taken.priority)];
+    running_jobs_.push_back(taken.job.get());
     mutex_.Unlock();
     if (taken.abandoned) {
       taken.job->Drop();
     } else {
       taken.job->Run();
     }
+    mutex_.Lock();
+    running_jobs_.erase(std::find(running_jobs_.begin(), running_jobs_.end(), taken.job.get()));
+    --running_[Index(taken.priority)];
+    mutex_.Unlock();
     taken.job.reset();  // May hold the last reference to a file: not under the lock.
     mutex_.Lock();
-    --running_[Index(taken.priority)];
   }
 }
 

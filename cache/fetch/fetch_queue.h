@@ -31,6 +31,8 @@ class FetchJob {
   virtual void Drop() = 0;
   // Nobody wants the result any more.
   virtual bool Abandoned() const = 0;
+  // Makes a Run in progress end soon: the queue stops. Must not block or call the queue.
+  virtual void Cancel() = 0;
   virtual uint64_t blocks() const = 0;
 
  private:
@@ -43,12 +45,13 @@ class FetchQueue {
   // `pool` must outlive the queue; its release listener is the queue's. `make_room` frees memory
   // that is only kept in case (returns false when there is none).
   FetchQueue(size_t threads, BufferPool* pool, absl::AnyInvocable<bool()> make_room);
-  ~FetchQueue();  // Drops what waits, lets what runs end.
+  ~FetchQueue();  // Stop().
 
   void Submit(std::shared_ptr<FetchJob> job, Priority priority);
   // Somebody waits for a job submitted with less priority: it counts as demand if it has not
   // started.
   void Promote(std::shared_ptr<FetchJob> job);
+  // Drops what waits, cancels what runs and waits for its end. Idempotent.
   void Stop();
 
   size_t threads() const { return threads_.size(); }
@@ -75,6 +78,7 @@ class FetchQueue {
   base::CondVar work_;
   std::array<std::deque<std::shared_ptr<FetchJob>>, kPriorities> waiting_ ABSL_GUARDED_BY(mutex_);
   std::array<size_t, kPriorities> running_ ABSL_GUARDED_BY(mutex_) = {};
+  std::vector<FetchJob*> running_jobs_ ABSL_GUARDED_BY(mutex_);
   size_t idle_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 

@@ -19,6 +19,7 @@ class Flight : public FetchJob {
   void Run() override;
   void Drop() override;
   bool Abandoned() const override { return abandoned_.load(std::memory_order_acquire); }
+  void Cancel() override { abandoned_.store(true, std::memory_order_release); }
   uint64_t blocks() const override { return count_; }
 
   uint64_t first_block() const { return first_; }
