@@ -5,10 +5,9 @@
 //   control.sock   the daemon's control socket (control_server.h)
 //   mount.json     the MountRecord, written when the mount answers
 //   daemon.log     what the daemon says; daemon.log.old is that of the mount before
-//   lock           its pid, for people; held with an open-file-description lock while the daemon
-//   lives: the kernel
-//                  drops it with the process, whatever ends it. That, not a pid, tells a living
-//                  mount from what a killed one left behind.
+//   lock           the daemon's pid, for people. Held with an open-file-description lock while the
+//                  daemon lives: the kernel drops it with the process, whatever ends it. That, not
+//                  a pid, tells a living mount from what a killed one left behind.
 //
 // Errors are for people: cause and remedy. Functions without a class are safe for concurrent use.
 #pragma once
