@@ -41,6 +41,13 @@ absl::StatusOr<control::FoundMount> FindLivingMount(absl::string_view mountpoint
                      "; clean up with: millrace umount ", path));
   }
   if (mount.has_value()) return NotOurs(path, *mount);
+  for (const control::FoundMount& each : control::ListMountRecords()) {
+    const std::string& root = each.record.mountpoint;
+    if (!base::IsAtOrBelow(path, root)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(path, " lies inside the mount ", root,
+                                                   "; give the mountpoint first, as in ", root, " ",
+                                                   path.substr(root.size() + 1)));
+  }
   return absl::NotFoundError(
       absl::StrCat(path, " is not a Millrace mount; millrace status lists the mounts there are"));
 }

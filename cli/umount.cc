@@ -89,7 +89,11 @@ absl::Status Unmount(const std::string& mountpoint, bool lazy) {
 }
 
 absl::Status Busy(const std::string& mountpoint, pid_t daemon) {
-  const std::vector<MountUser> users = FindMountUsers(mountpoint, daemon, kUsersShown);
+  std::vector<MountUser> users = FindMountUsers(mountpoint, daemon, kUsersShown);
+  // This command inherits its caller's directory and files; it is on its way out.
+  users.erase(std::remove_if(users.begin(), users.end(),
+                             [](const MountUser& user) { return user.pid == getpid(); }),
+              users.end());
   return absl::FailedPreconditionError(absl::StrCat(
       mountpoint, " is in use",
       users.empty() ? " by processes this user cannot see"
