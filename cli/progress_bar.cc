@@ -56,12 +56,12 @@ std::string ProgressText(const control::WarmProgress& progress) {
 }
 
 std::string ProgressLine(const control::WarmProgress& progress, int columns) {
-  const std::string text = ProgressText(progress);
+  std::string text = ProgressText(progress);
   if (!progress.total_known) return text;
   const double share = Share(progress);
   // 100% is said when everything is done, not when it is nearly so.
   const int percent = static_cast<int>(std::floor(share * 100));
-  const std::string facts = absl::StrFormat("%3d%%  %s", percent, text);
+  std::string facts = absl::StrFormat("%3d%%  %s", percent, text);
   // "[", "]" and two spaces around the bar.
   const int room = std::min(columns - static_cast<int>(facts.size()) - 4, kBarMax);
   if (room < kBarMin) return facts;

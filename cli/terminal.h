@@ -35,8 +35,8 @@ class StatusLine {
 // The character of a spinner after `tick` steps.
 char SpinnerAt(int tick);
 
-// Becomes true on SIGINT, SIGTERM or SIGHUP once NoteInterrupts was called. System calls in progress end
-// with EINTR. A second signal kills as usual.
+// Becomes true on SIGINT, SIGTERM or SIGHUP once NoteInterrupts was called. System calls in
+// progress end with EINTR. A second signal kills as usual.
 const std::atomic<bool>& Interrupted();
 void NoteInterrupts();
 
