@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -15,6 +16,13 @@ namespace millrace::testing {
 namespace {
 
 namespace fs = std::filesystem;
+
+uint64_t WordAt(uint64_t seed, uint64_t place) {
+  uint64_t z = seed + (place + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
 
 }  // namespace
 
@@ -37,14 +45,11 @@ std::string ContentOf(absl::string_view path, absl::string_view version, uint64_
   std::string content(length, '\0');
   // Each 8 bytes depend on their place (splitmix64), so that no block looks like another.
   for (uint64_t i = 0; i < length;) {
-    const uint64_t word = (offset + i) / 8;
-    uint64_t z = seed + (word + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
-    for (uint64_t byte = (offset + i) % 8; byte < 8 && i < length; ++byte, ++i) {
-      content[i] = static_cast<char>(z >> (8 * byte));
-    }
+    const uint64_t within = (offset + i) % 8;
+    const uint64_t count = std::min(8 - within, length - i);
+    const uint64_t word = WordAt(seed, (offset + i) / 8);
+    std::memcpy(&content[i], reinterpret_cast<const char*>(&word) + within, count);
+    i += count;
   }
   return content;
 }
