@@ -100,7 +100,7 @@ class Bench:
     def s3(self):
         if self._s3 is None:
             machine.require_space(SHARED_MEMORY, 6 * GIB)
-            self._memory.mkdir()
+            self._memory.mkdir(exist_ok=True)
             self._s3 = self._stack.enter_context(s3_server.S3Server(self._memory / "s3"))
         return self._s3
 
