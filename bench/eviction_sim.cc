@@ -73,8 +73,7 @@ class PolicyCache : public SimulatedCache {
 
 class LruCache : public SimulatedCache {
  public:
-  LruCache(uint64_t files, uint64_t capacity)
-      : capacity_(capacity), places_(files, order_.end()) {}
+  LruCache(uint64_t files, uint64_t capacity) : capacity_(capacity), places_(files, order_.end()) {}
 
   bool Access(uint32_t file) override {
     auto& place = places_[file];
@@ -173,8 +172,7 @@ absl::Status Run(const std::vector<std::string>& arguments) {
 }  // namespace millrace
 
 int main(int argc, char** argv) {
-  const absl::Status status =
-      millrace::Run(std::vector<std::string>(argv + 1, argv + argc));
+  const absl::Status status = millrace::Run(std::vector<std::string>(argv + 1, argv + argc));
   if (!status.ok()) {
     std::fprintf(stderr, "bench-eviction-sim: %s\n", millrace::base::ErrorText(status).c_str());
   }

@@ -1,7 +1,6 @@
 // Cost of asking and filling a block map.
-#include "cache/tier/block_map.h"
-
 #include "benchmark/benchmark.h"
+#include "cache/tier/block_map.h"
 
 namespace millrace::tier {
 namespace {

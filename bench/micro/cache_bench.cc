@@ -103,8 +103,8 @@ void BM_PlainReadNow(benchmark::State& state) {
   const auto open = *cache.cache->Find(Key(0))->Open();
   std::string buffer(static_cast<size_t>(state.range(0)), '\0');
   for (auto _ : state) {
-    benchmark::DoNotOptimize(cache.file_io->ReadNow(
-        open->fd(), 0, absl::MakeSpan(buffer.data(), buffer.size())));
+    benchmark::DoNotOptimize(
+        cache.file_io->ReadNow(open->fd(), 0, absl::MakeSpan(buffer.data(), buffer.size())));
   }
 }
 BENCHMARK(BM_PlainReadNow)->Arg(1)->Arg(4096)->Arg(100'000);

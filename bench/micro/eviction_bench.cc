@@ -1,10 +1,9 @@
 // Cost of the order of eviction: a use, and replacing the next victim.
-#include "cache/tier/eviction.h"
-
 #include <random>
 #include <vector>
 
 #include "benchmark/benchmark.h"
+#include "cache/tier/eviction.h"
 
 namespace millrace::tier {
 namespace {

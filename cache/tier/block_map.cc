@@ -113,8 +113,7 @@ void BlockMap::Unclaim(uint64_t index) {
 
 void BlockMap::Set(uint64_t index, uint32_t crc) {
   MakeCrc(index).store(crc, std::memory_order_relaxed);
-  const uint64_t before =
-      MakeWord(kPresent, index).fetch_or(Bit(index), std::memory_order_acq_rel);
+  const uint64_t before = MakeWord(kPresent, index).fetch_or(Bit(index), std::memory_order_acq_rel);
   if ((before & Bit(index)) == 0) present_.fetch_add(1, std::memory_order_acq_rel);
   Unclaim(index);
 }

@@ -83,7 +83,7 @@ class BlockMap {
   const uint32_t blocks_;
   std::atomic<uint32_t> present_{0};
   std::atomic<uint32_t> unverified_{0};
-  std::atomic<uint32_t> small_crc_{0};        // Files of one block: these two…
+  std::atomic<uint32_t> small_crc_{0};  // Files of one block: these two…
   std::array<Word, kKinds> small_words_{};
   std::unique_ptr<std::atomic<Chunk*>[]> chunks_;  // …larger ones: this.
 };

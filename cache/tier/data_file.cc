@@ -33,11 +33,7 @@ bool OutOfDescriptors(const absl::Status& status) {
 }  // namespace
 
 DataFile::DataFile(FileKey key, const FileId& id, Tier* tier, Source* source)
-    : key_(std::move(key)),
-      id_(id),
-      tier_(tier),
-      source_(source),
-      map_(BlockCount(key_.size)) {
+    : key_(std::move(key)), id_(id), tier_(tier), source_(source), map_(BlockCount(key_.size)) {
   tier_->counters().files.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -62,8 +58,7 @@ uint64_t DataFile::BytesOf(BlockRange range) const {
 }
 
 bool DataFile::AnyUnverified(BlockRange range) const {
-  return map_.any_unverified() &&
-         map_.NextUnverified(range.first) < range.first + range.count;
+  return map_.any_unverified() && map_.NextUnverified(range.first) < range.first + range.count;
 }
 
 absl::Span<char> DataFile::Clamp(uint64_t offset, absl::Span<char> buffer) const {
@@ -155,8 +150,8 @@ absl::Status DataFile::CheckPut(uint64_t offset, absl::Span<const char> data) co
   const bool inside = offset <= key_.size && data.size() <= key_.size - offset;
   const bool ends = inside && offset + data.size() == key_.size;
   if (offset % kBlockSize != 0 || !inside || (data.size() % kBlockSize != 0 && !ends)) {
-    return absl::InvalidArgumentError(absl::StrCat("not whole blocks of ", key_.path, ": ",
-                                                   data.size(), " bytes at ", offset));
+    return absl::InvalidArgumentError(
+        absl::StrCat("not whole blocks of ", key_.path, ": ", data.size(), " bytes at ", offset));
   }
   return absl::OkStatus();
 }
@@ -262,8 +257,8 @@ absl::Status DataFile::WriteBlocks(BlockRange range, absl::Span<const char> data
 absl::Status DataFile::WriteWhole(absl::Span<const char> data) {
   const std::string name = id_.Name();
   const int partial = source_->partial.get();
-  const base::UniqueFd fd(openat(partial, name.c_str(),
-                                 O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  const base::UniqueFd fd(
+      openat(partial, name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return base::ErrnoStatus(errno, "creating a cache file");
   absl::Status status = data.empty() ? absl::OkStatus() : file_io().Write(fd.get(), 0, data);
   if (status.ok() && renameat(partial, name.c_str(), source_->complete.get(), name.c_str()) != 0) {
@@ -424,8 +419,7 @@ absl::StatusOr<std::shared_ptr<const OpenData>> DataFile::Open() {
 
 // --- Reading ------------------------------------------------------------------------------------
 
-absl::StatusOr<absl::optional<size_t>> DataFile::ReadNow(uint64_t offset,
-                                                         absl::Span<char> buffer) {
+absl::StatusOr<absl::optional<size_t>> DataFile::ReadNow(uint64_t offset, absl::Span<char> buffer) {
   buffer = Clamp(offset, buffer);
   if (buffer.empty()) return absl::optional<size_t>(0);
   const BlockRange range = BlocksOf(offset, buffer.size());
@@ -436,9 +430,8 @@ absl::StatusOr<absl::optional<size_t>> DataFile::ReadNow(uint64_t offset,
   absl::StatusOr<absl::optional<size_t>> got =
       file_io().ReadNow((*descriptor)->fd(), offset, buffer);
   if (got.ok() && (!got->has_value() || **got == buffer.size())) return got;
-  const absl::StatusOr<size_t> judged =
-      got.ok() ? JudgeRead(offset, buffer.size(), **got)
-               : JudgeRead(offset, buffer.size(), got.status());
+  const absl::StatusOr<size_t> judged = got.ok() ? JudgeRead(offset, buffer.size(), **got)
+                                                 : JudgeRead(offset, buffer.size(), got.status());
   return judged.status();
 }
 
@@ -466,8 +459,7 @@ struct DataFile::CheckedRead {
   }
 
   void Check(absl::Span<char> into, absl::StatusOr<size_t> got) {
-    absl::StatusOr<size_t> judged =
-        file->JudgeRead(next * kBlockSize, into.size(), std::move(got));
+    absl::StatusOr<size_t> judged = file->JudgeRead(next * kBlockSize, into.size(), std::move(got));
     const absl::Status status = judged.ok() ? file->CheckBlock(next, into) : judged.status();
     if (status.ok()) {
       Step();
@@ -491,9 +483,9 @@ void DataFile::Read(uint64_t offset, absl::Span<char> buffer, io::ReadDone done)
     return;
   }
   if (TakeCheckRequest()) tier_->environment().host->RequestCheck(*this);
-  auto* read = new CheckedRead{this,   *std::move(descriptor), offset,
-                               buffer, std::move(done),        range.first,
-                               range.first + range.count};
+  auto* read =
+      new CheckedRead{this,        *std::move(descriptor),   offset, buffer, std::move(done),
+                      range.first, range.first + range.count};
   read->Step();
 }
 
@@ -613,8 +605,7 @@ absl::Status DataFile::ReadBlock(uint64_t index, absl::Span<char> buffer) {
   absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
   if (!descriptor.ok()) return ReadFault({index, 1}, descriptor.status());
   const uint64_t offset = index * kBlockSize;
-  absl::StatusOr<size_t> got =
-      io::ReadAndWait(file_io(), (*descriptor)->fd(), offset, buffer);
+  absl::StatusOr<size_t> got = io::ReadAndWait(file_io(), (*descriptor)->fd(), offset, buffer);
   return JudgeRead(offset, buffer.size(), std::move(got)).status();
 }
 

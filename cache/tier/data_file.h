@@ -57,8 +57,7 @@ class DataFile final : public CachedFile,
   bool evicted() const override { return evicted_.load(std::memory_order_acquire); }
   bool Has(uint64_t offset, uint64_t length) const override;
   bool HasBlock(uint64_t index) const override { return map_.Has(index); }
-  absl::StatusOr<absl::optional<size_t>> ReadNow(uint64_t offset,
-                                                 absl::Span<char> buffer) override;
+  absl::StatusOr<absl::optional<size_t>> ReadNow(uint64_t offset, absl::Span<char> buffer) override;
   void Read(uint64_t offset, absl::Span<char> buffer, io::ReadDone done) override;
   absl::Status Put(uint64_t offset, absl::Span<const char> data) override;
   absl::StatusOr<std::shared_ptr<const OpenData>> Open() override;
@@ -169,9 +168,9 @@ class DataFile final : public CachedFile,
   std::atomic<bool> check_requested_{false};
 
   mutable base::Mutex mutex_;
-  bool pinned_ ABSL_GUARDED_BY(mutex_) = false;   // The descriptor stays: the name is gone.
+  bool pinned_ ABSL_GUARDED_BY(mutex_) = false;  // The descriptor stays: the name is gone.
   uint32_t writers_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;    // Reserved in the tier for present blocks.
+  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // Reserved in the tier for present blocks.
   std::shared_ptr<Descriptor> descriptor_ ABSL_GUARDED_BY(mutex_);
 };
 

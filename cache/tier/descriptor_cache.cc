@@ -33,7 +33,8 @@ size_t DescriptorCache::size() const {
 }
 
 void DescriptorCache::ShrinkTo(size_t count) {
-  // Closed after the lock is gone: closing the last descriptor of an unlinked file frees its blocks.
+  // Closed after the lock is gone: closing the last descriptor of an unlinked file frees its
+  // blocks.
   std::vector<std::shared_ptr<Descriptor>> yielded;
   base::MutexLock lock(&mutex_);
   while (list_.size() > count) {

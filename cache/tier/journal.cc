@@ -280,9 +280,9 @@ bool JournalParser::Dispatch(const RecordHeader& header, absl::string_view paylo
       if (count > kBlocksPerRecordMax) return false;
       // The payload need not be aligned for numbers in a foreign buffer: copied.
       std::string buffer(reader.Bytes(count * sizeof(uint32_t)));
-      visitor_->OnBlocks(
-          file, first, absl::MakeSpan(reinterpret_cast<const uint32_t*>(buffer.data()), count),
-          (header.flags & kFlagUnverified) != 0);
+      visitor_->OnBlocks(file, first,
+                         absl::MakeSpan(reinterpret_cast<const uint32_t*>(buffer.data()), count),
+                         (header.flags & kFlagUnverified) != 0);
       return true;
     }
     case RecordType::kDropped: {

@@ -60,9 +60,9 @@ class JournalVisitor {
 };
 
 struct JournalReport {
-  bool usable = false;          // The header is ours and of our version.
-  uint32_t version = 0;         // Where the magic was right.
-  uint64_t valid_end = 0;       // Behind the last valid record: where to append.
+  bool usable = false;     // The header is ours and of our version.
+  uint32_t version = 0;    // Where the magic was right.
+  uint64_t valid_end = 0;  // Behind the last valid record: where to append.
   uint64_t records = 0;
   uint64_t damaged_regions = 0;  // Stretches of bytes that held no valid record, but before one.
   uint64_t torn_bytes = 0;       // Behind the last valid record.
@@ -156,12 +156,12 @@ class Journal {
   base::CondVar work_;     // For the thread.
   base::CondVar written_;  // For Flush, and Append that waits.
   std::string pending_ ABSL_GUARDED_BY(mutex_);
-  uint64_t appended_ ABSL_GUARDED_BY(mutex_) = 0;   // Bytes, ever.
-  uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;       // Of those: written, or given up.
-  std::atomic<uint64_t> written_position_{0};        // done_ without what was given up.
-  uint64_t failures_ ABSL_GUARDED_BY(mutex_) = 0;   // Failed writes, ever.
+  uint64_t appended_ ABSL_GUARDED_BY(mutex_) = 0;  // Bytes, ever.
+  uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;      // Of those: written, or given up.
+  std::atomic<uint64_t> written_position_{0};      // done_ without what was given up.
+  uint64_t failures_ ABSL_GUARDED_BY(mutex_) = 0;  // Failed writes, ever.
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
-  uint64_t size_ ABSL_GUARDED_BY(mutex_) = 0;       // Of the file.
+  uint64_t size_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the file.
   uint64_t garbage_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t rewrite_size_min_ ABSL_GUARDED_BY(mutex_) = 0;
   bool flush_now_ ABSL_GUARDED_BY(mutex_) = false;

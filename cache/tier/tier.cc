@@ -41,8 +41,8 @@ constexpr uint64_t kNotWritten = std::numeric_limits<uint64_t>::max();
 Tier::Tier(const TierOptions& options, const Environment* environment)
     : options_(options),
       environment_(environment),
-      high_bytes_(static_cast<uint64_t>(options.high_water *
-                                        static_cast<double>(options.quota_bytes))),
+      high_bytes_(
+          static_cast<uint64_t>(options.high_water * static_cast<double>(options.quota_bytes))),
       low_bytes_(
           static_cast<uint64_t>(options.low_water * static_cast<double>(options.quota_bytes))),
       queue_(environment->policy) {
@@ -59,8 +59,7 @@ absl::StatusOr<std::unique_ptr<Tier>> Tier::Open(const TierOptions& options,
   RETURN_IF_ERROR(tier->CheckQuota());
   RETURN_IF_ERROR(tier->CheckOwnDirectory());
   RETURN_IF_ERROR(tier->Lock());
-  ASSIGN_OR_RETURN(tier->sources_directory_,
-                   MakeDirectoryAt(tier->directory_.get(), kSourcesName));
+  ASSIGN_OR_RETURN(tier->sources_directory_, MakeDirectoryAt(tier->directory_.get(), kSourcesName));
   return tier;
 }
 
@@ -74,10 +73,9 @@ absl::Status Tier::OpenDirectory() {
   absl::StatusOr<base::UniqueFd> directory = MakeDirectoryAt(AT_FDCWD, path);
   if (!directory.ok()) {
     const int error = base::ErrnoOf(directory.status()).value_or(EIO);
-    return base::WithErrno(
-        absl::FailedPreconditionError(absl::StrCat("cache directory ", path, ": ",
-                                                   directory.status().message())),
-        error);
+    return base::WithErrno(absl::FailedPreconditionError(absl::StrCat(
+                               "cache directory ", path, ": ", directory.status().message())),
+                           error);
   }
   if (faccessat(directory->get(), ".", R_OK | W_OK | X_OK, 0) != 0) {
     return base::WithErrno(absl::FailedPreconditionError(absl::StrCat(
@@ -287,9 +285,8 @@ absl::StatusOr<std::unique_ptr<Source>> Tier::OpenSource(absl::string_view url) 
   source->url = std::string(url);
   source->hash = base::StableHash64({url});
   source->in_use = environment_->sources_in_use.contains(url);
-  ASSIGN_OR_RETURN(
-      const base::UniqueFd directory,
-      MakeDirectoryAt(sources_directory_.get(), SourceDirectoryName(source->hash)));
+  ASSIGN_OR_RETURN(const base::UniqueFd directory,
+                   MakeDirectoryAt(sources_directory_.get(), SourceDirectoryName(source->hash)));
   const base::UniqueFd text(openat(directory.get(), kUrlName,
                                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (text.valid()) {

@@ -204,8 +204,7 @@ class Tier {
   std::atomic<int64_t> aside_until_ns_{0};  // Monotonic.
 
   mutable base::Mutex names_mutex_;
-  absl::flat_hash_map<std::string, std::unique_ptr<Source>> sources_
-      ABSL_GUARDED_BY(names_mutex_);
+  absl::flat_hash_map<std::string, std::unique_ptr<Source>> sources_ ABSL_GUARDED_BY(names_mutex_);
   // With the journal's position that frees the name.
   absl::flat_hash_map<FileRef, uint64_t> dying_ ABSL_GUARDED_BY(names_mutex_);
   std::array<base::Mutex, 64> layout_mutexes_;

@@ -32,9 +32,7 @@ class TierLoader::SessionScan : public JournalVisitor {
   void OnFile(const FileRef&, uint64_t, absl::string_view, absl::string_view) override {
     NotClean();
   }
-  void OnBlocks(const FileRef&, uint64_t, absl::Span<const uint32_t>, bool) override {
-    NotClean();
-  }
+  void OnBlocks(const FileRef&, uint64_t, absl::Span<const uint32_t>, bool) override { NotClean(); }
   void OnDropped(const FileRef&, uint64_t, uint64_t) override {}
   void OnRemoved(const FileRef&) override {}
 
@@ -55,8 +53,8 @@ absl::StatusOr<std::vector<std::shared_ptr<DataFile>>> TierLoader::Load() {
 
 absl::Status TierLoader::LoadJournal() {
   const std::string& path = tier_->options().path;
-  const base::UniqueFd fd(openat(tier_->directory_.get(), kJournalName,
-                                 O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  const base::UniqueFd fd(
+      openat(tier_->directory_.get(), kJournalName, O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!fd.valid()) {
     if (errno == ENOENT) return absl::OkStatus();
     return base::ErrnoStatus(errno, "opening the journal of " + path);
@@ -82,10 +80,9 @@ absl::Status TierLoader::LoadJournal() {
               {{"tier", path}, {"regions", report->damaged_regions}});
     tier_->counters().faults_damaged.fetch_add(report->damaged_regions);
   }
-  const bool same_boot =
-      std::all_of(sessions_.begin(), sessions_.end(), [&](const Session& session) {
-        return session.boot_id == tier_->environment().boot_id;
-      });
+  const bool same_boot = std::all_of(
+      sessions_.begin(), sessions_.end(),
+      [&](const Session& session) { return session.boot_id == tier_->environment().boot_id; });
   for (const auto& [ref, found] : files_) live_bytes_ += found.file->EncodedSize();
   const uint64_t size = report->valid_end;
   anew_ = report->damaged_regions > 0 || !same_boot || live_bytes_ < size / 2;

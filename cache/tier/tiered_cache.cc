@@ -44,16 +44,15 @@ absl::Status CheckOptions(const CacheOptions& options, const io::FileIo* file_io
           absl::StrCat("the quota of cache directory ", tier.path, " is 0"));
     }
     if (!(tier.low_water > 0 && tier.low_water <= tier.high_water && tier.high_water <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the water marks of cache directory ", tier.path, " are not 0 < low <= high <= 1"));
+      return absl::InvalidArgumentError(absl::StrCat("the water marks of cache directory ",
+                                                     tier.path, " are not 0 < low <= high <= 1"));
     }
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> MachineBootId() {
-  ASSIGN_OR_RETURN(std::string id,
-                   ReadSmallFile(AT_FDCWD, "/proc/sys/kernel/random/boot_id"));
+  ASSIGN_OR_RETURN(std::string id, ReadSmallFile(AT_FDCWD, "/proc/sys/kernel/random/boot_id"));
   absl::StripAsciiWhitespace(&id);
   return id;
 }
@@ -330,9 +329,8 @@ FilePtr TieredCacheOfFiles::NextVictim(Tier& tier) {
   if (!tier.has_candidates()) return nullptr;
   // A held file frees no space before its holder lets go, but its holder may be an open file that
   // nobody reads: such files go when there are no others.
-  FilePtr victim = tier.NextVictim(false, [](DataFile& file) {
-    return !file.held() && file.map().present() > 0;
-  });
+  FilePtr victim = tier.NextVictim(
+      false, [](DataFile& file) { return !file.held() && file.map().present() > 0; });
   if (victim != nullptr) return victim;
   return tier.NextVictim(false, [](DataFile& file) { return file.map().present() > 0; });
 }
@@ -446,13 +444,11 @@ bool TieredCacheOfFiles::LowerTier(size_t index) {
   bool changed = false;
   int failures = 0;
   while (!stop_ && tier.Surplus() > 0 && failures < kFailuresMax) {
-    const FilePtr victim = tier.NextVictim(false, [](DataFile& file) {
-      return !file.held() && file.map().present() > 0;
-    });
+    const FilePtr victim = tier.NextVictim(
+        false, [](DataFile& file) { return !file.held() && file.map().present() > 0; });
     if (victim == nullptr) break;
     Tier* lower = victim->complete() ? LowerTierFor(index, *victim) : nullptr;
-    if (lower != nullptr ? Demote(*victim, *lower)
-                         : EvictFile(*victim, EvictReason::kQuota) > 0) {
+    if (lower != nullptr ? Demote(*victim, *lower) : EvictFile(*victim, EvictReason::kQuota) > 0) {
       changed = true;
       failures = 0;
     } else {

@@ -7,7 +7,8 @@
 // words used here.
 //
 // Thread-safe. A CachedFile lives as long as somebody holds it: eviction unlinks its data file and
-// marks it evicted, while readers that hold it go on reading the same bytes.
+// marks it evicted, while readers that hold it go on reading the same bytes. It must be let go
+// before the cache ends; an OpenData may outlive both.
 #pragma once
 
 #include <cstdint>
@@ -69,9 +70,10 @@ class CachedFile {
   virtual void Read(uint64_t offset, absl::Span<char> buffer, io::ReadDone done) = 0;
 
   // Keeps the bytes of whole blocks: `offset` is a multiple of kBlockSize, and so is the size of
-  // `data` unless it ends the file. Blocks already present are left alone. Blocks the calling
-  // thread on the disk. ResourceExhausted (no room, admission refused) and disk errors are counted here;
-  // the caller goes on without the cache.
+  // `data` unless it ends the file. Blocks already present, or being put by another thread, are
+  // left alone. Blocks the calling thread on the disk. ResourceExhausted (no room, admission
+  // refused), Unavailable (the tier is set aside), Cancelled (evicted) and disk errors are counted
+  // here; the caller goes on without the cache.
   virtual absl::Status Put(uint64_t offset, absl::Span<const char> data) = 0;
 
   // The data file's descriptor for passthrough, kept open by the returned handle.
@@ -128,15 +130,15 @@ struct TierStats {
   std::string path;
   uint64_t used_bytes = 0;
   uint64_t capacity_bytes = 0;
-  uint64_t files = 0;            // Cached files, complete or not.
+  uint64_t files = 0;  // Cached files, complete or not.
   uint64_t files_complete = 0;
   uint64_t evictions_quota = 0;  // By reason.
   uint64_t evictions_version = 0;
   uint64_t evictions_user = 0;
   uint64_t demotions = 0;
-  uint64_t faults_disk = 0;      // Failed reads and writes, by-passed.
-  uint64_t faults_damaged = 0;   // Dropped: bad checksum, truncated, foreign.
-  uint64_t refused = 0;          // Not admitted for want of room.
+  uint64_t faults_disk = 0;     // Failed reads and writes, by-passed.
+  uint64_t faults_damaged = 0;  // Dropped: bad checksum, truncated, foreign.
+  uint64_t refused = 0;         // Not admitted for want of room.
 };
 
 class TieredCache {
@@ -150,7 +152,8 @@ class TieredCache {
   static absl::StatusOr<std::unique_ptr<TieredCache>> Open(const CacheOptions& options,
                                                            io::FileIo* file_io);
 
-  // The file of `key`, present or newly admitted; null when the cache refuses it (no room).
+  // The file of `key`, present or newly admitted; null when the cache refuses it (no room). May
+  // evict files for it, and wait some milliseconds for the journal if `key` was evicted just now.
   // Another version of the same path is evicted (reason "version").
   virtual std::shared_ptr<CachedFile> FindOrAdmit(const FileKey& key) = 0;
   // The same without admitting. Counts as a use for eviction.

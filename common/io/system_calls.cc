@@ -39,8 +39,8 @@ absl::StatusOr<absl::optional<size_t>> ReadCached(int fd, uint64_t offset,
 absl::StatusOr<size_t> ReadFully(int fd, uint64_t offset, absl::Span<char> buffer) {
   size_t done = 0;
   while (done < buffer.size()) {
-    const ssize_t n = pread(fd, buffer.data() + done, buffer.size() - done,
-                            static_cast<off_t>(offset + done));
+    const ssize_t n =
+        pread(fd, buffer.data() + done, buffer.size() - done, static_cast<off_t>(offset + done));
     if (n == 0) break;
     if (n > 0) {
       done += static_cast<size_t>(n);

@@ -12,8 +12,7 @@
 namespace millrace::io {
 
 // See FileIo::ReadNow.
-absl::StatusOr<absl::optional<size_t>> ReadCached(int fd, uint64_t offset,
-                                                  absl::Span<char> buffer);
+absl::StatusOr<absl::optional<size_t>> ReadCached(int fd, uint64_t offset, absl::Span<char> buffer);
 
 // Reads until `buffer` is full or the file ends.
 absl::StatusOr<size_t> ReadFully(int fd, uint64_t offset, absl::Span<char> buffer);

@@ -137,8 +137,9 @@ TEST_P(FileIoContractTest, FailuresCarryTheErrno) {
   const base::UniqueFd write_only(open((directory_.path() + "/f").c_str(), O_WRONLY | O_CLOEXEC));
   EXPECT_EQ(base::ErrnoOf(Read(write_only.get(), 0, 1).status()), EBADF);
   char byte;
-  EXPECT_EQ(base::ErrnoOf(file_io_->ReadNow(write_only.get(), 0, absl::MakeSpan(&byte, 1)).status()),
-            EBADF);
+  EXPECT_EQ(
+      base::ErrnoOf(file_io_->ReadNow(write_only.get(), 0, absl::MakeSpan(&byte, 1)).status()),
+      EBADF);
 }
 
 TEST_P(FileIoContractTest, EveryReadIsDoneOnce) {

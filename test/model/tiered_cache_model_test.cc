@@ -190,9 +190,8 @@ class Model {
       for (const char* version : {"v0", "v1"}) {
         uint64_t size = number * number * 700 + (version[1] == '1' ? 1 : 0);
         if (number % 10 == 0) size = 0;
-        const auto file =
-            cache_->Find(KeyOf(absl::StrCat("d", number % 5, "/f", number), size, version,
-                               kSources[number % 4 == 0 ? 1 : 0]));
+        const auto file = cache_->Find(KeyOf(absl::StrCat("d", number % 5, "/f", number), size,
+                                             version, kSources[number % 4 == 0 ? 1 : 0]));
         if (file == nullptr) continue;
         std::set<uint64_t>& blocks = present[absl::StrCat(file->key().path, version)];
         for (uint64_t index = 0; index * kBlockSize < size; ++index) {
@@ -217,8 +216,8 @@ class Model {
     for (const auto& [name, blocks] : Present()) {
       const auto known = before.find(name);
       ASSERT_NE(known, before.end()) << name;
-      EXPECT_TRUE(std::includes(known->second.begin(), known->second.end(), blocks.begin(),
-                                blocks.end()))
+      EXPECT_TRUE(
+          std::includes(known->second.begin(), known->second.end(), blocks.begin(), blocks.end()))
           << name;
     }
   }
@@ -236,9 +235,8 @@ class Model {
       for (const char* version : {"v0", "v1"}) {
         uint64_t size = number * number * 700 + (version[1] == '1' ? 1 : 0);
         if (number % 10 == 0) size = 0;
-        const auto file =
-            cache_->Find(KeyOf(absl::StrCat("d", number % 5, "/f", number), size, version,
-                               kSources[number % 4 == 0 ? 1 : 0]));
+        const auto file = cache_->Find(KeyOf(absl::StrCat("d", number % 5, "/f", number), size,
+                                             version, kSources[number % 4 == 0 ? 1 : 0]));
         if (file != nullptr) {
           EXPECT_EQ(Compare(*file), "");
         }

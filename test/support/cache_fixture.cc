@@ -28,8 +28,7 @@ uint64_t WordAt(uint64_t seed, uint64_t place) {
 
 TemporaryDirectory::TemporaryDirectory(const std::string& parent) {
   const char* environment = std::getenv("TMPDIR");
-  const std::string base =
-      !parent.empty() ? parent : environment != nullptr ? environment : "/tmp";
+  const std::string base = !parent.empty() ? parent : environment != nullptr ? environment : "/tmp";
   path_ = base + "/millrace-test-XXXXXX";
   if (mkdtemp(path_.data()) == nullptr) std::abort();
 }

@@ -22,8 +22,7 @@ uint64_t FaultyFileIo::faults() const {
 FaultyFileIo::Verdict FaultyFileIo::JudgeRead(int* error) {
   base::MutexLock lock(&mutex_);
   const uint64_t number = reads_++;
-  if (number >= plan_.read_fails_from &&
-      number - plan_.read_fails_from < plan_.read_fails_count) {
+  if (number >= plan_.read_fails_from && number - plan_.read_fails_from < plan_.read_fails_count) {
     ++faults_;
     *error = plan_.error;
     return Verdict::kFail;

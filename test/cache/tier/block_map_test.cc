@@ -73,8 +73,7 @@ TEST(BlockMapTest, AgreesWithAPlainVector) {
       const auto next = std::find(truth.begin() + static_cast<long>(first), truth.end(), true);
       EXPECT_EQ(map.NextPresent(first), static_cast<uint64_t>(next - truth.begin()));
     }
-    EXPECT_EQ(map.present(),
-              static_cast<uint64_t>(std::count(truth.begin(), truth.end(), true)));
+    EXPECT_EQ(map.present(), static_cast<uint64_t>(std::count(truth.begin(), truth.end(), true)));
     for (uint64_t i = 0; i < blocks; ++i) {
       if (truth[i]) {
         EXPECT_EQ(map.crc(i), i * 3);

@@ -135,15 +135,14 @@ TEST_F(FaultsTest, FaultsFarApartDoNotSetATierAside) {
 
 TEST_F(FaultsTest, AFailedReadDropsItsBlocks) {
   Open();
-  const auto file = Fill(KeyOf("f", 6 * kBlockSize));
+  auto file = Fill(KeyOf("f", 6 * kBlockSize));
   ASSERT_TRUE(file->complete());
   FaultyFileIo::Plan bad_sector;
   bad_sector.read_fails_from = 0;
   bad_sector.read_fails_count = 1;
   file_io_.Set(bad_sector);
   std::string buffer(100, 'x');
-  const auto got =
-      file->ReadNow(2 * kBlockSize + 5, absl::MakeSpan(buffer.data(), buffer.size()));
+  const auto got = file->ReadNow(2 * kBlockSize + 5, absl::MakeSpan(buffer.data(), buffer.size()));
   EXPECT_EQ(base::ErrnoOf(got.status()), EIO);
   EXPECT_FALSE(file->HasBlock(2));
   EXPECT_TRUE(file->HasBlock(1));
@@ -157,6 +156,7 @@ TEST_F(FaultsTest, AFailedReadDropsItsBlocks) {
   EXPECT_EQ(Compare(*file), "");
   EXPECT_TRUE(file->Open().ok());
   // Nothing of it is remembered wrongly.
+  file.reset();
   Open();
   EXPECT_EQ(Stats().files_complete + (6 - Stats().used_bytes / kBlockSize), 1u);
 }

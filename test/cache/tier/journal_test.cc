@@ -74,9 +74,13 @@ std::vector<std::string> Parse(absl::string_view bytes, JournalReport* report,
 }
 
 TEST(JournalFormatTest, ReadsWhatWasWritten) {
-  const std::vector<std::string> expected = {
-      "session boot", "source 1 s3://b",   "file 1 300000 a/b v", "blocks 1 1 [7,8] unverified",
-      "dropped 1 2+1", "removed 1", "clean"};
+  const std::vector<std::string> expected = {"session boot",
+                                             "source 1 s3://b",
+                                             "file 1 300000 a/b v",
+                                             "blocks 1 1 [7,8] unverified",
+                                             "dropped 1 2+1",
+                                             "removed 1",
+                                             "clean"};
   for (const size_t piece : {1, 7, 64, 1 << 20}) {
     JournalReport report;
     EXPECT_EQ(Parse(Sample(), &report, piece), expected);
@@ -160,8 +164,8 @@ TEST(JournalFormatTest, NoiseIsHarmless) {
 class JournalTest : public ::testing::Test {
  protected:
   JournalTest() : posix_(io::NewPosixFileIo(1)), file_io_(posix_.get()) {
-    directory_fd_ = base::UniqueFd(
-        open(directory_.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    directory_fd_ =
+        base::UniqueFd(open(directory_.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   }
 
   std::unique_ptr<Journal> Make() {
