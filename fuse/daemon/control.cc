@@ -64,6 +64,11 @@ absl::Status Daemon::Handle(const base::Json& request, control::ResponseStream& 
     stream.Result({{"status", control::ToJson(Status())}});
     return absl::OkStatus();
   }
+  if (op == control::kOpRefresh) {
+    ASSIGN_OR_RETURN(const uint64_t changes, tree_->RefreshAll());
+    stream.Result({{"changes", changes}});
+    return absl::OkStatus();
+  }
   if (op == control::kOpWarm || op == control::kOpEvict) {
     ASSIGN_OR_RETURN(control::PathsRequest paths, control::PathsRequestFromJson(request));
     if (paths.paths.empty()) paths.paths.push_back("");
@@ -111,7 +116,8 @@ control::StatusReport Daemon::Status() const {
   report.io = io_name_;
   const adapter::Features features = mount_->features();
   report.features = {{"passthrough", features.passthrough},
-                     {"open_less", features.without_open},
+                     {"open_less", features.without_open &&
+                                       mount_->vfs().profile() == vfs::Profile::kSmallFiles},
                      {"read_ahead_raised", features.read_ahead_raised}};
   for (const store::OpenedSource& source : sources_) {
     report.sources.push_back(

@@ -49,8 +49,7 @@ uint64_t BufferBudget(uint64_t limit) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const MountOptions& options,
-                                                      const std::string& control_socket) {
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const MountOptions& options) {
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   daemon->metrics_ = std::make_unique<metrics::Metrics>(base::kVersion);
   if (!options.metrics_address.empty()) {
@@ -58,26 +57,37 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const MountOptions& option
   }
   RETURN_IF_ERROR(daemon->OpenSources());
   RETURN_IF_ERROR(daemon->OpenCache());
-  RETURN_IF_ERROR(daemon->MountFileSystem());
-
-  Daemon* const self = daemon.get();
-  daemon->collector_ =
-      daemon->metrics_->AddCollector([self](metrics::SampleSink& sink) { self->Collect(sink); });
-  daemon->rates_ = std::make_unique<metrics::RateSampler>(
-      base::RealClock(), absl::Seconds(10), [self]() -> std::vector<uint64_t> {
-        uint64_t store_bytes = 0;
-        for (const auto& counter : self->store_counters_) store_bytes += counter->bytes();
-        return {self->read_counter_->bytes(), store_bytes};
-      });
-  daemon->rates_->Start();
-  ASSIGN_OR_RETURN(
-      daemon->control_,
-      control::ControlServer::Start({.socket_path = control_socket},
-                                    [self](const base::Json& request,
-                                           control::ResponseStream& stream) {
-                                      return self->Handle(request, stream);
-                                    }));
   return daemon;
+}
+
+absl::Status Daemon::Serve(const std::string& control_socket) {
+  RETURN_IF_ERROR(MountFileSystem());
+  collector_ = metrics_->AddCollector([this](metrics::SampleSink& sink) { Collect(sink); });
+  rates_ = std::make_unique<metrics::RateSampler>(
+      base::RealClock(), absl::Seconds(10), [this]() -> std::vector<uint64_t> {
+        uint64_t store_bytes = 0;
+        for (const auto& counter : store_counters_) store_bytes += counter->bytes();
+        return {read_counter_->bytes(), store_bytes};
+      });
+  rates_->Start();
+  ASSIGN_OR_RETURN(
+      control_, control::ControlServer::Start(
+                    {.socket_path = control_socket},
+                    [this](const base::Json& request, control::ResponseStream& stream) {
+                      return Handle(request, stream);
+                    }));
+  maintenance_ = std::thread([this] { Maintain(); });
+  base::MutexLock lock(&stop_mutex_);
+  serving_ = true;
+  if (stopping_) mount_->Stop();
+  return absl::OkStatus();
+}
+
+void Daemon::Stop() {
+  base::MutexLock lock(&stop_mutex_);
+  stopping_ = true;
+  stop_.NotifyAll();
+  if (serving_) mount_->Stop();
 }
 
 absl::Status Daemon::OpenSources() {
@@ -218,7 +228,6 @@ void Daemon::Maintain() {
 }
 
 absl::Status Daemon::RunUntilUnmounted() {
-  maintenance_ = std::thread([this] { Maintain(); });
   mount_->Wait();
   EndThreads();
   return cache_->Close();
@@ -263,7 +272,10 @@ control::ReadySummary Daemon::Summary() const {
                                        ? "not with --profile small-files"
                                        : "no: it needs Linux 6.9 and root");
   summary.facts.emplace_back("cache reads", io_name_);
-  summary.facts.emplace_back("profile", std::string(vfs::ProfileName(options_.profile)));
+  summary.facts.emplace_back(
+      "profile", options_.profile == vfs::Profile::kAuto
+                     ? "auto: chosen from a sample before the first open; see millrace status"
+                     : std::string(vfs::ProfileName(options_.profile)));
   summary.warnings = warnings_;
   return summary;
 }

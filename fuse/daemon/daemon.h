@@ -28,10 +28,12 @@ class Daemon {
  public:
   ~Daemon() { EndThreads(); }
 
-  // Opens the sources and the cache, mounts, and returns when the mount answers.
-  // REQUIRES: ValidateMount accepted `options`.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const MountOptions& options,
-                                                       const std::string& control_socket);
+  // Opens the sources and the cache; nothing is mounted yet, so a process that ends here leaves
+  // nothing behind. REQUIRES: ValidateMount accepted `options`.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Open(const MountOptions& options);
+
+  // Mounts and returns when the mount answers. Once.
+  absl::Status Serve(const std::string& control_socket);
 
   const std::vector<store::OpenedSource>& sources() const { return sources_; }
 
@@ -42,8 +44,8 @@ class Daemon {
   // and closed. The process should then exit: reads of a mount taken away by force may still be
   // on their way, and end with it.
   absl::Status RunUntilUnmounted();
-  // Ends RunUntilUnmounted. Safe from any thread.
-  void Stop() { mount_->Stop(); }
+  // Ends RunUntilUnmounted, also when it comes before. Safe from any thread.
+  void Stop();
 
  private:
   explicit Daemon(const MountOptions& options) : options_(options) {}
@@ -84,6 +86,7 @@ class Daemon {
   base::Mutex stop_mutex_;
   base::CondVar stop_;
   bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;
+  bool serving_ ABSL_GUARDED_BY(stop_mutex_) = false;  // mount_ is set.
   std::thread maintenance_;
   metrics::CollectorHandle collector_;
   std::unique_ptr<metrics::RateSampler> rates_;

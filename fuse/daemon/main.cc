@@ -3,11 +3,13 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "common/base/errno_status.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
 #include "common/base/mount_table.h"
@@ -34,6 +36,33 @@ sigset_t BlockSignals() {
   signal(SIGHUP, SIG_IGN);
   return signals;
 }
+
+// Waits for a signal to end. Until there is a daemon to stop, nothing is mounted and the process
+// just ends; the pipe's end tells the command.
+class StopSignals {
+ public:
+  explicit StopSignals(const sigset_t& signals) {
+    // Detached: it waits in the kernel until the process ends.
+    std::thread([this, signals] { Wait(signals); }).detach();
+  }
+  void StopThis(Daemon* daemon) {
+    base::MutexLock lock(&mutex_);
+    daemon_ = daemon;
+  }
+
+ private:
+  void Wait(const sigset_t& signals) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    base::Log(base::Severity::kInfo, "ending", {{"signal", signal}});
+    base::MutexLock lock(&mutex_);
+    if (daemon_ == nullptr) _exit(1);
+    daemon_->Stop();
+  }
+
+  base::Mutex mutex_;
+  Daemon* daemon_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
 
 absl::StatusOr<MountOptions> Prepare(const std::vector<std::string>& arguments, bool* help) {
   ASSIGN_OR_RETURN(ParsedMount parsed, ParseMountOptions(arguments));
@@ -64,11 +93,18 @@ int Run(const std::vector<std::string>& arguments) {
   }
   for (const std::string& note : options->notes) base::Log(base::Severity::kWarning, note);
 
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon =
-      Daemon::Start(*options, directory->paths().socket());
-  if (!daemon.ok()) {
+  // Every path is absolute by now; a daemon must not keep somebody's disk busy.
+  if (chdir("/") != 0) return ready.Failed(base::ErrnoStatus(errno, "chdir to /"));
+  StopSignals& stop = *new StopSignals(signals);  // As long as its thread: for ever.
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Open(*options);
+  absl::Status started = daemon.status();
+  if (started.ok()) {
+    stop.StopThis(daemon->get());
+    started = (*daemon)->Serve(directory->paths().socket());
+  }
+  if (!started.ok()) {
     directory->Clear();
-    return ready.Failed(daemon.status());
+    return ready.Failed(started);
   }
   control::MountRecord record;
   record.mountpoint = options->mountpoint;
@@ -86,12 +122,6 @@ int Run(const std::vector<std::string>& arguments) {
   }
   ready.Ready((*daemon)->Summary());
 
-  std::thread([&signals, mount = daemon->get()] {
-    int signal = 0;
-    sigwait(&signals, &signal);
-    base::Log(base::Severity::kInfo, "unmounting", {{"signal", signal}});
-    mount->Stop();
-  }).detach();
   const absl::Status status = (*daemon)->RunUntilUnmounted();
   if (!status.ok()) {
     base::Log(base::Severity::kError, "the cache was not closed cleanly",

@@ -43,6 +43,7 @@ class StoreTree final : public Tree {
   std::vector<FileRef> Siblings(NodeId node, size_t* cursor, size_t max) override;
   absl::Status Walk(absl::string_view path, absl::FunctionRef<bool(const FileRef&)> visit) override;
   absl::Status Refresh(NodeId directory) override;
+  absl::StatusOr<uint64_t> RefreshAll() override;
   TreeStats Stats() const override;
 
   // What the background thread does at a tick, for tests that move the clock by hand: refreshes

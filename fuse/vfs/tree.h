@@ -160,6 +160,10 @@ class Tree {
   // the old listing in place.
   virtual absl::Status Refresh(NodeId directory) = 0;
 
+  // The same for every directory that is kept. Returns how many changes were seen; the first error
+  // of a store is returned when all were tried.
+  virtual absl::StatusOr<uint64_t> RefreshAll() = 0;
+
   virtual TreeStats Stats() const = 0;
 };
 

@@ -41,6 +41,16 @@ absl::Status StoreTree::Refresh(NodeId id) {
   return *std::move(result);
 }
 
+absl::StatusOr<uint64_t> StoreTree::RefreshAll() {
+  const uint64_t changes_before = changes_;
+  absl::Status result;
+  for (const std::shared_ptr<Directory>& directory : directories_.All()) {
+    result.Update(Refresh(directory->node->id()));
+  }
+  if (!result.ok()) return result;
+  return changes_ - changes_before;
+}
+
 void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, RefreshDone done) {
   std::shared_ptr<ListJob> job;
   bool nothing_to_do = false;
