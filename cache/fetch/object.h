@@ -101,7 +101,8 @@ class Object : public std::enable_shared_from_this<Object> {
 
   struct BlockState {
     std::shared_ptr<Flight> flight;  // Null once the data is here.
-    BlockRef data;                   // In memory: on its way to the cache, or not kept by it.
+    // In memory: on its way to the cache, not kept by it, or not read yet by whom it was for.
+    BlockRef data;
     std::vector<std::shared_ptr<PendingRead>> waiters;
   };
 
@@ -153,7 +154,8 @@ class Object : public std::enable_shared_from_this<Object> {
   absl::flat_hash_map<uint64_t, BlockState> blocks_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Blocks that the cache did not keep, oldest first out when memory is needed.
+// Blocks in memory that nobody waits for: not kept by the cache, or fetched ahead. Oldest first out
+// when memory is needed. A block that was read meanwhile leaves its place here empty.
 class MemoryCache {
  public:
   // Keeps at most this share of the budget, so that fetches always find room.
