@@ -251,7 +251,7 @@ class ListingTest(support.MountTestCase):
         self.assertEqual(errno_of(os.stat, self.mounted / "many" / "00001.jpg" / "x"), "ENOTDIR")
         self.assertEqual(errno_of(os.listdir, self.mounted / "many" / "00001.jpg"), "ENOTDIR")
         self.assertEqual(errno_of(os.open, self.mounted / "many", os.O_WRONLY), "EISDIR")
-        self.assertEqual(errno_of(os.stat, self.mounted / ("n" * 256)), "ENAMETOOLONG")
+        self.assertEqual(errno_of(os.stat, self.mounted / ("n" * 256)), "ENOENT")
 
 
 class ReadOnlyTest(support.MountTestCase):
@@ -318,7 +318,7 @@ class ReadOnlyTest(support.MountTestCase):
 
 class AttributesTest(support.MountTestCase):
     def test_xattrs_tell_version_source_and_cache_state(self):
-        self.make_source({"file": 3 * MIB, "empty": 0})
+        self.make_source({"file": 20 * MIB, "empty": 0})
         mounted = self.mount(self.source)
         path = mounted / "file"
         self.assertEqual(sorted(os.listxattr(path)),
@@ -329,8 +329,10 @@ class AttributesTest(support.MountTestCase):
         self.assertEqual(os.getxattr(path, "user.millrace.version").decode(),
                          f"{theirs.st_mtime_ns}-{theirs.st_size}")
         self.assertEqual(os.getxattr(path, "user.millrace.cached"), b"none")
-        support.read_direct(path, 0, 4096)
-        self.assertTrue(os.getxattr(path, "user.millrace.cached").startswith(b"partial "))
+        support.read_direct(path, 8 * MIB, 4096)
+        support.wait_until(
+            lambda: os.getxattr(path, "user.millrace.cached").startswith(b"partial "),
+            "the block that was read")
         mounted.warm()
         self.assertEqual(os.getxattr(path, "user.millrace.cached"), b"complete")
         self.assertEqual(os.getxattr(mounted / "empty", "user.millrace.cached"), b"complete")
@@ -507,7 +509,8 @@ class PassthroughTest(support.MountTestCase):
         self.assertEqual(self.mounted.status()["reads"], before)
 
     def test_incomplete_files_do_not_pass_through(self):
-        support.read_direct(self.mounted / "large", 0, 4096)
+        support.read_direct(self.mounted / "large", 8 * MIB, 4096)
+        support.read_direct(self.mounted / "large", 8 * MIB, 4096)
         self.assertEqual(self.mounted.status()["passthrough"]["opens"], 0)
 
     def test_mixed_opens_of_one_file_see_the_same_bytes(self):
@@ -542,8 +545,7 @@ class PassthroughTest(support.MountTestCase):
 
 def read_with_deadline(fd, size):
     """pread in a child that can be killed: the daemon that would answer is stopped."""
-    reader = subprocess.Popen(["dd", f"if=/proc/self/fd/{fd}", "bs=1M", "status=none"],
-                              pass_fds=[fd], stdout=subprocess.PIPE)
+    reader = subprocess.Popen(["dd", "bs=1M", "status=none"], stdin=fd, stdout=subprocess.PIPE)
     try:
         return reader.communicate(timeout=support.DEADLINE_S)[0]
     finally:
@@ -701,16 +703,14 @@ class LifeTest(support.MountTestCase):
         self.assertEqual(support.read_all(again / "large"), self.tree["large"])
         self.assertEqual(fetched + again.store_bytes(), 9 * MIB)
 
-    def test_umount_leaves_nothing_but_log_and_cache(self):
+    def test_umount_leaves_nothing_but_the_cache(self):
         self.make_source({"a": 1})
         mounted = self.mount(self.source)
         support.read_all(mounted / "a")
         self.umount(mounted)
-        left = {entry.name for entry in mounted.run_directory.iterdir()}
-        self.assertLessEqual(left, {"daemon.log", "daemon.log.old", "lock"})
+        self.assertFalse(mounted.run_directory.exists())
         self.assertEqual(os.listdir(mounted.path), [])
         self.assert_nothing_left()
-        self.assertIn("unmounted", mounted.log())
 
     def test_umount_of_a_busy_mount_says_who(self):
         self.make_source({"a": 1})
