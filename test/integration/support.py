@@ -9,7 +9,6 @@ A test file ends with `support.main()`. What the machine lacks is a skip with it
 """
 
 import atexit
-import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -86,7 +85,7 @@ def wait_until(condition, what, timeout=DEADLINE_S):
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
-        time.sleep(POLL_INTERVAL_S)
+        time.sleep(POLL_INTERVAL_S)  # tidy: allow-sleep This is how everybody else polls.
 
 
 def run_in_threads(jobs, timeout=DEADLINE_S):
@@ -394,8 +393,20 @@ def sweep(root):
 
 @functools.cache
 def temporary_root():
-    """The directory of this test process, watched by a guard that outlives it."""
-    root = pathlib.Path(tempfile.mkdtemp(prefix="millrace-test-")).resolve()
+    """The directory of this test process on a disk, where caches and mountpoints are."""
+    return _guarded(tempfile.mkdtemp(prefix="millrace-it-"))
+
+
+@functools.cache
+def memory_root():
+    """The same in memory, for source trees: thousands of files are made there in no time."""
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return _guarded(tempfile.mkdtemp(prefix="millrace-it-", dir=in_memory))
+
+
+def _guarded(directory):
+    """The directory, with a guard that sweeps it at the end of this process, however that comes."""
+    root = pathlib.Path(directory).resolve()
     # The guard sees the end of this process as the end of its standard input.
     guard = subprocess.Popen(
         [sys.executable, __file__, "--guard", str(root)], stdin=subprocess.PIPE,
@@ -417,6 +428,8 @@ def _guard(root):
 class MountTestCase(unittest.TestCase):
     """A test with directories and mounts of its own, which end with it.
 
+    `self.directory` is on a disk, `self.sources` in memory.
+
     Mounts are ended politely, and the test fails when one does not end, or leaves something
     running; what is then still there is swept away.
     """
@@ -433,6 +446,9 @@ class MountTestCase(unittest.TestCase):
         name = f"{MountTestCase.counter}-{self._testMethodName}"[:60]
         self.directory = temporary_root() / name
         self.directory.mkdir()
+        self.sources = memory_root() / name
+        self.sources.mkdir()
+        self.addCleanup(shutil.rmtree, self.sources, ignore_errors=True)
         self.mounts = []
         self.addCleanup(self._end_mounts)
 
@@ -442,8 +458,8 @@ class MountTestCase(unittest.TestCase):
         return path
 
     def make_source(self, sizes, name="source"):
-        """Makes a tree below the test's directory; the bytes are in `self.tree` by path."""
-        self.source = self.make_directory(name)
+        """Makes a tree for file://; the bytes are in `self.tree` by path."""
+        self.source = self.sources / name
         self.tree = make_tree(self.source, sizes)
         return self.source
 
