@@ -13,8 +13,7 @@ class Flight : public FetchJob {
  public:
   Flight(std::shared_ptr<Object> object, uint64_t first_block, uint64_t block_count,
          Priority priority)
-      : object_(std::move(object)), first_(first_block), count_(block_count),
-        priority_(priority) {}
+      : object_(std::move(object)), first_(first_block), count_(block_count), priority_(priority) {}
 
   void Run() override;
   void Drop() override;

@@ -1,9 +1,8 @@
 #include "cache/fetch/object.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-
-#include <algorithm>
 
 #include "cache/fetch/flight.h"
 #include "common/base/errno_status.h"
@@ -47,11 +46,18 @@ class Latch {
 class Object::PendingRead {
  public:
   PendingRead(uint64_t offset, uint64_t size, ReadCallback done)
-      : offset(offset), size(size), first(offset / kBlockSize),
-        last((offset + size - 1) / kBlockSize), blocks(last - first + 1), done(std::move(done)) {}
+      : offset(offset),
+        size(size),
+        first(offset / kBlockSize),
+        last((offset + size - 1) / kBlockSize),
+        blocks(last - first + 1),
+        done(std::move(done)) {}
   PendingRead(uint64_t offset, uint64_t size, FillCallback filled)
-      : offset(offset), size(size), first(offset / kBlockSize),
-        last((offset + size - 1) / kBlockSize), filled(std::move(filled)) {}
+      : offset(offset),
+        size(size),
+        first(offset / kBlockSize),
+        last((offset + size - 1) / kBlockSize),
+        filled(std::move(filled)) {}
 
   bool wants_data() const { return !blocks.empty(); }
   bool AllInMemory() const {
@@ -212,9 +218,9 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
   };
   for (uint64_t index = first; index <= last; ++index) {
     const auto found = blocks_.find(index);
-    if (found == blocks_.end() || (found->second.data == nullptr &&
-                                   (found->second.flight == nullptr ||
-                                    found->second.flight->Abandoned()))) {
+    if (found == blocks_.end() ||
+        (found->second.data == nullptr &&
+         (found->second.flight == nullptr || found->second.flight->Abandoned()))) {
       if (cached == nullptr || !cached->HasBlock(index)) missing.push_back(index);
       continue;
     }
@@ -236,8 +242,8 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
   if (stale_.load(std::memory_order_relaxed)) {
     // What is here of this version stays readable; the rest is gone for ever.
     if (read != nullptr) {
-      read->Fail(base::WithErrno(
-          absl::FailedPreconditionError("the object changed in the store"), ESTALE));
+      read->Fail(base::WithErrno(absl::FailedPreconditionError("the object changed in the store"),
+                                 ESTALE));
     }
     return plan;
   }
@@ -355,14 +361,18 @@ void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status
     if (!stale_.exchange(true)) {
       shared_->stale_objects.fetch_add(1);
       base::Log(base::Severity::kWarning, "object changed under an open file",
-                {{"source", key_.source}, {"path", key_.path}, {"version", key_.version},
+                {{"source", key_.source},
+                 {"path", key_.path},
+                 {"version", key_.version},
                  {"cause", status.message()}});
     }
   } else if (!absl::IsCancelled(status)) {
     shared_->store_errors.fetch_add(1);
     base::Log(base::Severity::kError, "fetch failed",
-              {{"source", key_.source}, {"path", key_.path},
-               {"offset", next * kBlockSize}, {"cause", status.ToString()}});
+              {{"source", key_.source},
+               {"path", key_.path},
+               {"offset", next * kBlockSize},
+               {"cause", status.ToString()}});
   }
   std::vector<std::shared_ptr<PendingRead>> waiters;
   {
@@ -414,8 +424,8 @@ void Object::FinishRead(std::shared_ptr<PendingRead> read) {
 void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
   const std::shared_ptr<tier::CachedFile> file = cached();
   if (++read->attempts > kReadAttempts || file == nullptr) {
-    std::move(read->done)(base::WithErrno(
-        absl::DataLossError("the cache lost the same block again and again"), EIO));
+    std::move(read->done)(
+        base::WithErrno(absl::DataLossError("the cache lost the same block again and again"), EIO));
     return;
   }
   std::vector<size_t> slots;
@@ -437,11 +447,11 @@ void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
     }
     read->remaining.store(slots.size(), std::memory_order_relaxed);
     for (const size_t slot : slots) {
-      ReadSlot(file, read, slot, std::shared_ptr<Block>(new Block{new char[kBlockSize], 0},
-                                                        [](Block* owned) {
-                                                          delete[] owned->data;
-                                                          delete owned;
-                                                        }));
+      ReadSlot(file, read, slot,
+               std::shared_ptr<Block>(new Block{new char[kBlockSize], 0}, [](Block* owned) {
+                 delete[] owned->data;
+                 delete owned;
+               }));
     }
     return;
   }
@@ -485,8 +495,7 @@ void Object::ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> r
   for (const BlockRef& block : read->blocks) {
     const uint64_t index = at / kBlockSize;
     const uint64_t from = at % kBlockSize;
-    const uint64_t count =
-        std::min(read->offset + read->size - at, BlockBytes(index) - from);
+    const uint64_t count = std::min(read->offset + read->size - at, BlockBytes(index) - from);
     const absl::Span<char> part = buffer.subspan(at - read->offset, count);
     at += count;
     if (block != nullptr) {

@@ -24,8 +24,7 @@ struct LogField {
   std::string value;
 };
 
-void Log(Severity severity, absl::string_view message,
-         std::initializer_list<LogField> fields = {});
+void Log(Severity severity, absl::string_view message, std::initializer_list<LogField> fields = {});
 
 // Lines below `minimum` are dropped (kInfo until this is called).
 void SetLogThreshold(Severity minimum);

@@ -39,8 +39,17 @@ constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
 constexpr unsigned long kBackingClose = _IOW(229, 2, uint32_t);
 
 enum Operation : size_t {
-  kLookup, kForget, kGetattr, kOpen, kRead, kRelease,
-  kOpendir, kReaddir, kReleasedir, kStatfs, kXattr,
+  kLookup,
+  kForget,
+  kGetattr,
+  kOpen,
+  kRead,
+  kRelease,
+  kOpendir,
+  kReaddir,
+  kReleasedir,
+  kStatfs,
+  kXattr,
 };
 
 // A read that may be answered by its completion or by the kernel's wish to interrupt it, whichever
@@ -271,8 +280,8 @@ struct stat FuseMount::StatOf(const vfs::Attributes& attributes) const {
   result.st_uid = options_.uid;
   result.st_gid = options_.gid;
   result.st_nlink = 1;
-  result.st_mode = attributes.is_directory ? S_IFDIR | options_.directory_mode
-                                           : S_IFREG | options_.file_mode;
+  result.st_mode =
+      attributes.is_directory ? S_IFDIR | options_.directory_mode : S_IFREG | options_.file_mode;
   result.st_size = static_cast<off_t>(attributes.size);
   result.st_blocks = static_cast<blkcnt_t>((attributes.size + 511) / 512);
   result.st_blksize = 128 * 1024;
@@ -365,29 +374,29 @@ void FuseMount::OpenFile(fuse_req_t request, fuse_ino_t node, const fuse_file_in
     fuse_reply_err(request, EROFS);
     return;
   }
-  vfs_->Open(node, [this, request, node,
-                    info = info](absl::StatusOr<vfs::Vfs::OpenReply> opened) mutable {
-    if (!opened.ok()) {
-      fuse_reply_err(request, ErrnoFor(opened.status()));
-      return;
-    }
-    if (opened->without_open) {
-      fuse_reply_err(request, ENOSYS);
-      return;
-    }
-    info.fh = PackHandle(opened->handle, opened->mode);
-    info.noflush = 1;
-    if (opened->mode == vfs::OpenMode::kPassthrough) {
-      info.backing_id = opened->backing_id;
-      info.keep_cache = 0;  // The kernel refuses it beside passthrough.
-    } else {
-      info.keep_cache = 1;
-    }
-    // The opener was interrupted and there will be no RELEASE.
-    if (fuse_reply_open(request, &info) == -ENOENT) {
-      vfs_->Release(node, opened->handle, opened->mode);
-    }
-  });
+  vfs_->Open(
+      node, [this, request, node, info = info](absl::StatusOr<vfs::Vfs::OpenReply> opened) mutable {
+        if (!opened.ok()) {
+          fuse_reply_err(request, ErrnoFor(opened.status()));
+          return;
+        }
+        if (opened->without_open) {
+          fuse_reply_err(request, ENOSYS);
+          return;
+        }
+        info.fh = PackHandle(opened->handle, opened->mode);
+        info.noflush = 1;
+        if (opened->mode == vfs::OpenMode::kPassthrough) {
+          info.backing_id = opened->backing_id;
+          info.keep_cache = 0;  // The kernel refuses it beside passthrough.
+        } else {
+          info.keep_cache = 1;
+        }
+        // The opener was interrupted and there will be no RELEASE.
+        if (fuse_reply_open(request, &info) == -ENOENT) {
+          vfs_->Release(node, opened->handle, opened->mode);
+        }
+      });
 }
 
 void FuseMount::Read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
@@ -465,11 +474,10 @@ class DirectoryReply {
   // False when the entry does not fit any more.
   bool Add(const char* name, const fuse_entry_param& entry, off_t next_offset) {
     const size_t left = buffer_.size() - used_;
-    const size_t needed =
-        plus_ ? fuse_add_direntry_plus(request_, buffer_.data() + used_, left, name, &entry,
-                                       next_offset)
-              : fuse_add_direntry(request_, buffer_.data() + used_, left, name, &entry.attr,
-                                  next_offset);
+    const size_t needed = plus_ ? fuse_add_direntry_plus(request_, buffer_.data() + used_, left,
+                                                         name, &entry, next_offset)
+                                : fuse_add_direntry(request_, buffer_.data() + used_, left, name,
+                                                    &entry.attr, next_offset);
     if (needed > left) return false;
     used_ += needed;
     return true;
@@ -574,9 +582,8 @@ void FuseMount::EntryExpired(vfs::NodeId parent, absl::string_view name) {
 }
 
 void FuseMount::DirectoryChanged(vfs::NodeId directory) {
-  notifier_.Post([this, directory] {
-    fuse_lowlevel_notify_inval_inode(session_, directory, 0, 0);
-  });
+  notifier_.Post(
+      [this, directory] { fuse_lowlevel_notify_inval_inode(session_, directory, 0, 0); });
 }
 
 // ---- Backing files ----
@@ -683,8 +690,7 @@ absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(
     const MountOptions& options,
     absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
     absl::AnyInvocable<Capacity()> capacity) {
-  auto mount =
-      std::make_unique<FuseMount>(options, std::move(make_vfs), std::move(capacity));
+  auto mount = std::make_unique<FuseMount>(options, std::move(make_vfs), std::move(capacity));
   if (absl::Status status = mount->Start(); !status.ok()) return status;
   return mount;
 }

@@ -36,7 +36,7 @@ struct MountOptions {
 
 // The requests counted, by the "op" label of millrace_fuse_requests_total.
 inline constexpr std::array<const char*, 11> kOperations = {
-    "lookup", "forget",  "getattr",    "open",  "read",    "release",
+    "lookup",  "forget",  "getattr",    "open",   "read", "release",
     "opendir", "readdir", "releasedir", "statfs", "xattr"};
 using OperationCounts = std::array<std::atomic<uint64_t>, kOperations.size()>;
 

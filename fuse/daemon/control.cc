@@ -115,10 +115,10 @@ control::StatusReport Daemon::Status() const {
                               : "asked for with --profile";
   report.io = io_name_;
   const adapter::Features features = mount_->features();
-  report.features = {{"passthrough", features.passthrough},
-                     {"open_less", features.without_open &&
-                                       mount_->vfs().profile() == vfs::Profile::kSmallFiles},
-                     {"read_ahead_raised", features.read_ahead_raised}};
+  report.features = {
+      {"passthrough", features.passthrough},
+      {"open_less", features.without_open && mount_->vfs().profile() == vfs::Profile::kSmallFiles},
+      {"read_ahead_raised", features.read_ahead_raised}};
   for (const store::OpenedSource& source : sources_) {
     report.sources.push_back(
         {source.source.name, source.source.url, std::string(source.store->kind())});

@@ -63,19 +63,19 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const MountOptions& options
 absl::Status Daemon::Serve(const std::string& control_socket) {
   RETURN_IF_ERROR(MountFileSystem());
   collector_ = metrics_->AddCollector([this](metrics::SampleSink& sink) { Collect(sink); });
-  rates_ = std::make_unique<metrics::RateSampler>(
-      base::RealClock(), absl::Seconds(10), [this]() -> std::vector<uint64_t> {
-        uint64_t store_bytes = 0;
-        for (const auto& counter : store_counters_) store_bytes += counter->bytes();
-        return {read_counter_->bytes(), store_bytes};
-      });
+  rates_ = std::make_unique<metrics::RateSampler>(base::RealClock(), absl::Seconds(10),
+                                                  [this]() -> std::vector<uint64_t> {
+                                                    uint64_t store_bytes = 0;
+                                                    for (const auto& counter : store_counters_)
+                                                      store_bytes += counter->bytes();
+                                                    return {read_counter_->bytes(), store_bytes};
+                                                  });
   rates_->Start();
-  ASSIGN_OR_RETURN(
-      control_, control::ControlServer::Start(
-                    {.socket_path = control_socket},
-                    [this](const base::Json& request, control::ResponseStream& stream) {
-                      return Handle(request, stream);
-                    }));
+  ASSIGN_OR_RETURN(control_, control::ControlServer::Start({.socket_path = control_socket},
+                                                           [this](const base::Json& request,
+                                                                  control::ResponseStream& stream) {
+                                                             return Handle(request, stream);
+                                                           }));
   maintenance_ = std::thread([this] { Maintain(); });
   base::MutexLock lock(&stop_mutex_);
   serving_ = true;
@@ -136,9 +136,9 @@ absl::Status Daemon::OpenCache() {
 
   pool_ = std::make_unique<fetch::BufferPool>(BufferBudget(options_.memory_limit_bytes));
   memory_ = std::make_unique<fetch::MemoryCache>(pool_.get());
-  queue_ = std::make_unique<fetch::FetchQueue>(static_cast<size_t>(options_.connections),
-                                               pool_.get(),
-                                               [this] { return memory_->DropOldest(); });
+  queue_ =
+      std::make_unique<fetch::FetchQueue>(static_cast<size_t>(options_.connections), pool_.get(),
+                                          [this] { return memory_->DropOldest(); });
   shared_.cache = cache_.get();
   shared_.pool = pool_.get();
   shared_.queue = queue_.get();
@@ -167,28 +167,27 @@ absl::Status Daemon::MountFileSystem() {
     if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
   }
   ASSIGN_OR_RETURN(
-      mount_,
-      adapter::Mount::Create(
-          mount,
-          [this](vfs::BackingFiles* backing) {
-            vfs::VfsOptions options;
-            options.profile = options_.profile;
-            options.look_ahead = options_.look_ahead;
-            // About 1 KiB each: an eighth of the limit at most.
-            options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
-            options.backing = backing;
-            options.observer = read_counter_.get();
-            return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
-          },
-          [this] {
-            adapter::Mount::Capacity capacity;
-            for (const tier::TierStats& stats : cache_->Stats()) {
-              capacity.capacity_bytes += stats.capacity_bytes;
-              capacity.used_bytes += stats.used_bytes;
-            }
-            capacity.files = tree_->Stats().files;
-            return capacity;
-          }));
+      mount_, adapter::Mount::Create(
+                  mount,
+                  [this](vfs::BackingFiles* backing) {
+                    vfs::VfsOptions options;
+                    options.profile = options_.profile;
+                    options.look_ahead = options_.look_ahead;
+                    // About 1 KiB each: an eighth of the limit at most.
+                    options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
+                    options.backing = backing;
+                    options.observer = read_counter_.get();
+                    return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
+                  },
+                  [this] {
+                    adapter::Mount::Capacity capacity;
+                    for (const tier::TierStats& stats : cache_->Stats()) {
+                      capacity.capacity_bytes += stats.capacity_bytes;
+                      capacity.used_bytes += stats.used_bytes;
+                    }
+                    capacity.files = tree_->Stats().files;
+                    return capacity;
+                  }));
   if (options_.profile == vfs::Profile::kAuto) {
     sampler_ = std::thread([this] { ChooseProfileFromSample(); });
   }
@@ -259,18 +258,17 @@ control::ReadySummary Daemon::Summary() const {
     summary.facts.emplace_back("source", absl::StrCat(name, source.source.url));
   }
   for (const tier::TierStats& tier : cache_->Stats()) {
-    summary.facts.emplace_back(
-        "cache", absl::StrCat(tier::MediumName(tier.medium), " ", tier.path, ", ",
-                              base::FormatBytes(tier.capacity_bytes), ", ",
-                              base::FormatBytes(tier.used_bytes), " in use"));
+    summary.facts.emplace_back("cache",
+                               absl::StrCat(tier::MediumName(tier.medium), " ", tier.path, ", ",
+                                            base::FormatBytes(tier.capacity_bytes), ", ",
+                                            base::FormatBytes(tier.used_bytes), " in use"));
   }
   const adapter::Features features = mount_->features();
-  summary.facts.emplace_back("passthrough",
-                             features.passthrough
-                                 ? "yes: complete files are read by the kernel alone"
-                                 : options_.profile == vfs::Profile::kSmallFiles
-                                       ? "not with --profile small-files"
-                                       : "no: it needs Linux 6.9 and root");
+  summary.facts.emplace_back("passthrough", features.passthrough
+                                                ? "yes: complete files are read by the kernel alone"
+                                            : options_.profile == vfs::Profile::kSmallFiles
+                                                ? "not with --profile small-files"
+                                                : "no: it needs Linux 6.9 and root");
   summary.facts.emplace_back("cache reads", io_name_);
   summary.facts.emplace_back(
       "profile", options_.profile == vfs::Profile::kAuto
@@ -312,8 +310,7 @@ void Daemon::Collect(metrics::SampleSink& sink) {
   sink.Add(metrics::kNames, {"file"}, static_cast<double>(tree.files));
   sink.Add(metrics::kNames, {"directory"}, static_cast<double>(tree.directories));
   sink.Add(metrics::kTakeovers, {}, 0);
-  sink.Add(metrics::kMemoryUsed, {},
-           static_cast<double>(pool_->used_blocks() * fetch::kBlockSize));
+  sink.Add(metrics::kMemoryUsed, {}, static_cast<double>(pool_->used_blocks() * fetch::kBlockSize));
   sink.Add(metrics::kMemoryLimit, {}, static_cast<double>(options_.memory_limit_bytes));
   sink.Add(metrics::kErrors, {"fetch", "store"}, shared_.store_errors.load());
   sink.Add(metrics::kErrors, {"fetch", "cache"}, shared_.cache_errors.load());

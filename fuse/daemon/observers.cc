@@ -37,10 +37,10 @@ void ReadCounter::OnPassthroughOpen(size_t source, uint64_t file_size) {
 std::vector<control::ReadStatus> ReadCounter::Reads() const {
   std::vector<control::ReadStatus> reads;
   for (const Dataset& dataset : datasets_) {
-    reads.push_back({dataset.name, kTierLocal, dataset.local.bytes->value(),
-                     dataset.local.requests->value()});
-    reads.push_back({dataset.name, kTierStore, dataset.store.bytes->value(),
-                     dataset.store.requests->value()});
+    reads.push_back(
+        {dataset.name, kTierLocal, dataset.local.bytes->value(), dataset.local.requests->value()});
+    reads.push_back(
+        {dataset.name, kTierStore, dataset.store.bytes->value(), dataset.store.requests->value()});
   }
   return reads;
 }
@@ -64,7 +64,8 @@ uint64_t ReadCounter::passthrough_bytes() const {
 }
 
 StoreCounter::StoreCounter(std::string label, metrics::Metrics* metrics)
-    : label_(std::move(label)), metrics_(metrics),
+    : label_(std::move(label)),
+      metrics_(metrics),
       bytes_(metrics->GetCounter(metrics::kStoreBytes, {label_, "read"})),
       gets_ok_(metrics->GetCounter(metrics::kStoreRequests, {label_, "get", "ok"})) {}
 

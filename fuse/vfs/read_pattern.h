@@ -33,10 +33,10 @@ class ReadPattern {
 
  private:
   struct Stream {
-    uint64_t next = 0;     // Where the stream will go on.
-    uint64_t ahead = 0;    // Asked for up to here.
-    uint64_t window = 0;   // 0: not known to be sequential yet.
-    uint64_t last_use = 0; // For replacement.
+    uint64_t next = 0;      // Where the stream will go on.
+    uint64_t ahead = 0;     // Asked for up to here.
+    uint64_t window = 0;    // 0: not known to be sequential yet.
+    uint64_t last_use = 0;  // For replacement.
   };
   Stream* Match(uint64_t offset, uint64_t size);
   Stream* Replace(uint64_t offset, uint64_t size);

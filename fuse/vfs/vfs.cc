@@ -1,8 +1,7 @@
 #include "fuse/vfs/vfs.h"
 
-#include <cerrno>
-
 #include <algorithm>
+#include <cerrno>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
@@ -23,8 +22,12 @@ constexpr uint64_t kSmallFile = fetch::Object::kWholeMax;
 
 Vfs::Vfs(VfsOptions options, Tree* tree, std::vector<store::OpenedSource> sources,
          fetch::Shared* shared)
-    : options_(options), tree_(tree), sources_(std::move(sources)), shared_(shared),
-      profile_(options.profile), files_(options.idle_files_max),
+    : options_(options),
+      tree_(tree),
+      sources_(std::move(sources)),
+      shared_(shared),
+      profile_(options.profile),
+      files_(options.idle_files_max),
       look_ahead_({}, tree, [this](const FileRef& ref, std::function<void()> done) {
         return FetchSibling(ref, std::move(done));
       }) {}
@@ -112,16 +115,15 @@ void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
   const std::shared_ptr<File> file = *std::move(found);
   const absl::Duration start = base::RealClock()->Monotonic();
   const bool complete = file->KnownComplete();
-  file->object().Read(
-      offset, size,
-      [this, start, source = file->ref().source,
-       done = std::move(done)](absl::StatusOr<fetch::ReadResult> result) mutable {
-        if (result.ok() && options_.observer != nullptr) {
-          options_.observer->OnRead(source, result->origin, result->size,
-                                    base::RealClock()->Monotonic() - start);
-        }
-        std::move(done)(std::move(result));
-      });
+  file->object().Read(offset, size,
+                      [this, start, source = file->ref().source,
+                       done = std::move(done)](absl::StatusOr<fetch::ReadResult> result) mutable {
+                        if (result.ok() && options_.observer != nullptr) {
+                          options_.observer->OnRead(source, result->origin, result->size,
+                                                    base::RealClock()->Monotonic() - start);
+                        }
+                        std::move(done)(std::move(result));
+                      });
   // After the read's own fetch was started: that one goes first.
   if (!complete) ReadAhead(*file, handle, offset, size);
 }

@@ -35,7 +35,7 @@ class ReadObserver {
 struct VfsOptions {
   Profile profile = Profile::kAuto;
   bool look_ahead = true;
-  size_t idle_files_max = 65'536;  // FileTable.
+  size_t idle_files_max = 65'536;   // FileTable.
   BackingFiles* backing = nullptr;  // Null: no passthrough.
   ReadObserver* observer = nullptr;
 };
@@ -64,8 +64,7 @@ class Vfs {
   void Release(NodeId node, uint64_t handle, OpenMode mode);
 
   // `handle` is what Open gave, 0 in a mount without OPEN.
-  void Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
-            fetch::ReadCallback done);
+  void Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size, fetch::ReadCallback done);
 
   void Forget(NodeId node, uint64_t count);
 

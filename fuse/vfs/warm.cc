@@ -96,8 +96,8 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
                                   if (refused) gate->bytes_refused += size;
                                   --gate->steps;
                                   if (status.ok()) gate->bytes_done += size;
-                                  if (last) ++(failed->load() ? gate->files_failed
-                                                              : gate->files_done);
+                                  if (last)
+                                    ++(failed->load() ? gate->files_failed : gate->files_done);
                                   gate->changed.NotifyAll();
                                 });
       }

@@ -89,7 +89,7 @@ void PatternStore::FailNext(size_t count, absl::Status status, uint64_t bytes) {
   fail_after_ = bytes;
 }
 
-std::vector<store::GetRequest> PatternStore::gets() const {
+std::vector<store::GetRequest> PatternStore::requests() const {
   base::MutexLock lock(&mutex_);
   return gets_;
 }

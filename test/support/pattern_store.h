@@ -44,7 +44,7 @@ class PatternStore : public store::Store {
   // The status of the next `count` Gets, after `bytes` bytes.
   void FailNext(size_t count, absl::Status status, uint64_t bytes = 0);
 
-  std::vector<store::GetRequest> gets() const;
+  std::vector<store::GetRequest> requests() const;
   uint64_t bytes_sent() const;
 
  private:

@@ -61,10 +61,10 @@ class Waiter {
 // Says where two texts differ instead of printing megabytes.
 testing::AssertionResult Same(const std::string& got, const std::string& want) {
   if (got == want) return testing::AssertionSuccess();
-  const size_t at = std::mismatch(got.begin(), got.end(), want.begin(), want.end()).first -
-                    got.begin();
-  return testing::AssertionFailure() << got.size() << " bytes for " << want.size()
-                                     << ", different from byte " << at;
+  const size_t at =
+      std::mismatch(got.begin(), got.end(), want.begin(), want.end()).first - got.begin();
+  return testing::AssertionFailure()
+         << got.size() << " bytes for " << want.size() << ", different from byte " << at;
 }
 
 class ObjectTest : public testing::Test {
@@ -165,7 +165,7 @@ TEST_F(ObjectTest, ManyReadersOfOneColdRangeCauseOneGet) {
   for (Waiter& waiter : waiters) {
     EXPECT_TRUE(Same(waiter.Wait().bytes, PatternBytes("a", "v1", 2 * kMiB, kMiB)));
   }
-  EXPECT_EQ(store_->gets().size(), 1u);
+  EXPECT_EQ(store_->requests().size(), 1u);
   EXPECT_EQ(store_->bytes_sent(), kMiB);
 }
 
@@ -183,15 +183,15 @@ TEST_F(ObjectTest, SmallObjectIsFetchedWholeWithOneGet) {
   const auto object = MakeObject("small", 300'000);
   EXPECT_TRUE(Same(Read(*object, 200'000, 4096).bytes, PatternBytes("small", "v1", 200'000, 4096)));
   EXPECT_TRUE(Same(Read(*object, 0, 4096).bytes, PatternBytes("small", "v1", 0, 4096)));
-  ASSERT_EQ(store_->gets().size(), 1u);
-  EXPECT_EQ(store_->gets()[0].length, 300'000u);
+  ASSERT_EQ(store_->requests().size(), 1u);
+  EXPECT_EQ(store_->requests()[0].length, 300'000u);
 }
 
 TEST_F(ObjectTest, RandomReadOfALargeObjectFetchesOneBlock) {
   const auto object = MakeObject("large", 512 * kMiB);
   EXPECT_TRUE(Read(*object, 100 * kMiB + 5000, 4096).status.ok());
-  ASSERT_EQ(store_->gets().size(), 1u);
-  EXPECT_EQ(store_->gets()[0].length, kBlockSize);
+  ASSERT_EQ(store_->requests().size(), 1u);
+  EXPECT_EQ(store_->requests()[0].length, kBlockSize);
 }
 
 TEST_F(ObjectTest, WhatTheCacheRefusesIsServedFromMemory) {
@@ -231,7 +231,7 @@ TEST_F(ObjectTest, StoreErrorReachesTheReaderAndTheNextReadTriesAgain) {
   EXPECT_EQ(answer.status.code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
   // The block that had arrived before the error was kept.
-  EXPECT_EQ(store_->gets()[1].offset, kBlockSize);
+  EXPECT_EQ(store_->requests()[1].offset, kBlockSize);
   EXPECT_EQ(shared_.store_errors.load(), 1u);
 }
 
@@ -260,7 +260,7 @@ TEST_F(ObjectTest, CancelledPrefetchStopsButNotForAReaderThatWaits) {
   EXPECT_TRUE(Same(waiter.Wait().bytes, PatternBytes("a", "v1", 20 * kMiB, 4096)));
   queue_->Stop();
   // The one in progress, and the flight of 4 MiB that the reader waited for.
-  EXPECT_LE(store_->gets().size(), 2u);
+  EXPECT_LE(store_->requests().size(), 2u);
 }
 
 TEST_F(ObjectTest, DemandOvertakesBulkLoads) {
@@ -273,7 +273,7 @@ TEST_F(ObjectTest, DemandOvertakesBulkLoads) {
   Waiter waiter;
   object->Read(0, kMiB, waiter.Callback());
   store_->AwaitGets(2);
-  EXPECT_EQ(store_->gets()[1].path, "a");
+  EXPECT_EQ(store_->requests()[1].path, "a");
   store_->Open();
   EXPECT_TRUE(waiter.Wait().status.ok());
 }
@@ -328,9 +328,8 @@ TEST_F(ObjectTest, RandomReadsWithEvictionsAndErrorsNeverGiveWrongBytes) {
               << answer.status;
           continue;
         }
-        ASSERT_TRUE(Same(answer.bytes,
-                         PatternBytes(object->key().path, "v1", offset,
-                                      std::min(size, object->key().size - offset))))
+        ASSERT_TRUE(Same(answer.bytes, PatternBytes(object->key().path, "v1", offset,
+                                                    std::min(size, object->key().size - offset))))
             << object->key().path << " from " << offset << " of " << object->key().size;
       }
     });

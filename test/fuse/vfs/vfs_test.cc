@@ -269,8 +269,8 @@ TEST_F(VfsTest, EvictDropsWhatIsBelowAPathAndNothingElse) {
 TEST_F(VfsTest, WarmStopsWhenItIsToldTo) {
   for (int i = 0; i < 100; ++i) store_->Put(absl::StrCat("f", i), std::string(200'000, 'x'));
   Start(Profile::kLargeFiles);
-  EXPECT_TRUE(absl::IsCancelled(
-      vfs_->Warm({""}, [](const Vfs::WarmProgress&) { return false; }).status()));
+  EXPECT_TRUE(
+      absl::IsCancelled(vfs_->Warm({""}, [](const Vfs::WarmProgress&) { return false; }).status()));
 }
 
 TEST_F(VfsTest, UnknownNodesAreErrorsNotCrashes) {
