@@ -156,6 +156,18 @@ uint64_t Object::PresentBytes() const {
   return present;
 }
 
+uint64_t Object::CachedBytes(uint64_t offset, uint64_t size) const {
+  const std::shared_ptr<tier::CachedFile> file = cached();
+  if (file == nullptr || size == 0) return 0;
+  uint64_t bytes = 0;
+  for (uint64_t index = offset / kBlockSize; index * kBlockSize < offset + size; ++index) {
+    if (!file->HasBlock(index)) continue;
+    bytes += std::min((index + 1) * kBlockSize, offset + size) -
+             std::max(index * kBlockSize, offset);
+  }
+  return bytes;
+}
+
 void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
   if (offset >= key_.size || size == 0) {
     std::move(done)(ReadResult());
@@ -329,29 +341,39 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priori
     state.data = block;
     waiters.swap(state.waiters);
     file = cached_;
-    if (waiters.empty() && priority != Priority::kBulk) {
+    const bool awaited = std::any_of(waiters.begin(), waiters.end(),
+                                     [](const auto& read) { return read->wants_data(); });
+    if (!awaited && priority != Priority::kBulk) {
       unread_.insert(index);
       unread_count_.store(unread_.size(), std::memory_order_relaxed);
     }
   }
-  // Readers first: what they wait for must not wait for the disk.
+  // Readers first: what they wait for must not wait for the disk. Who loads the cache wants it to
+  // be there.
+  std::vector<std::shared_ptr<PendingRead>> fills;
   for (std::shared_ptr<PendingRead>& read : waiters) {
-    if (read->wants_data()) read->blocks[index - read->first] = block;
+    if (!read->wants_data()) {
+      fills.push_back(std::move(read));
+      continue;
+    }
+    read->blocks[index - read->first] = block;
     if (read->PartDone()) FinishRead(std::move(read));
   }
   const bool kept =
       file != nullptr && !file->evicted() &&
       file->Put(index * kBlockSize, absl::MakeConstSpan(block->data, block->size)).ok();
+  bool in_memory = true;
   if (kept) {
     // Fetched ahead: the reader it was fetched for takes it from memory, which saves reading the
     // cache file again (13 % of the processor time of a cold sequential read).
     base::MutexLock lock(&mutex_);
-    if (!unread_.contains(index)) {
-      blocks_.erase(index);
-      return;
-    }
+    in_memory = unread_.contains(index);
+    if (!in_memory) blocks_.erase(index);
   }
-  shared_->memory->Add(weak_from_this(), index);
+  if (in_memory) shared_->memory->Add(weak_from_this(), index);
+  for (std::shared_ptr<PendingRead>& fill : fills) {
+    if (fill->PartDone()) FinishRead(std::move(fill));
+  }
 }
 
 void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status) {

@@ -77,7 +77,7 @@ class Object : public std::enable_shared_from_this<Object> {
   void Read(uint64_t offset, uint64_t size, ReadCallback done);
 
   // Fetches what is missing of the range without anybody waiting. `done`, which may be null, runs
-  // when every block of it arrived, or with the first error.
+  // when every block of it arrived and was offered to the cache, or with the first error.
   void Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done = nullptr);
 
   // Abandons fetches that nobody waits for: the last reader has left.
@@ -89,6 +89,8 @@ class Object : public std::enable_shared_from_this<Object> {
   absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenComplete();
   // Bytes present in the cache or in memory, for status and xattrs.
   uint64_t PresentBytes() const;
+  // Bytes of the range that are in the cache itself.
+  uint64_t CachedBytes(uint64_t offset, uint64_t size) const;
   // The cache dropped the object's file, which this still holds.
   bool Evicted() const;
   // The cache refused this object: read-ahead must fit in memory.

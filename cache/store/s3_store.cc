@@ -240,7 +240,7 @@ absl::Status S3Store::AnswerError(const http::Response& response) const {
       error.code == "OperationAborted" || error.code == "Throttling") {
     code = absl::StatusCode::kUnavailable;
   } else if (error.code == "ExpiredToken" || error.code == "InvalidToken" ||
-             error.code == "InvalidAccessKeyId") {
+             error.code == "InvalidAccessKeyId" || error.code == "XAdminUserNotFound") {
     code = absl::StatusCode::kPermissionDenied;
   }
   if (code == status.code()) return status;
@@ -268,7 +268,8 @@ std::string S3Store::Explain(const http::Response& response, const S3Error& erro
   } else if (error.code == "NoSuchBucket") {
     remedy(absl::StrCat("no bucket ", options_.bucket, " at ", options_.endpoint,
                         "; check its name, the region and the endpoint"));
-  } else if (error.code == "InvalidAccessKeyId" || error.code == "SignatureDoesNotMatch") {
+  } else if (error.code == "InvalidAccessKeyId" || error.code == "SignatureDoesNotMatch" ||
+             error.code == "XAdminUserNotFound") {  // The last is versitygw's, with a 404.
     remedy("check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile");
   } else if (error.code == "ExpiredToken" || error.code == "InvalidToken") {
     remedy("get a new AWS_SESSION_TOKEN");

@@ -212,7 +212,8 @@ absl::Status Transfer::Result(Handle* handle, CURLcode code) const {
                        "); name the CA that signed it with the option ca-file or AWS_CA_BUNDLE"));
     case CURLE_SSL_CONNECT_ERROR:
       return absl::UnavailableError(
-          absl::StrCat("TLS handshake with ", host, " failed (", handle->error.data(), ")"));
+          absl::StrCat("TLS handshake with ", host, " failed (", handle->error.data(),
+                       "); if the server speaks plain HTTP, write http://", host));
     case CURLE_PARTIAL_FILE:
       return absl::UnavailableError(absl::StrCat("short body: ", host, " closed the connection"));
     case CURLE_GOT_NOTHING:

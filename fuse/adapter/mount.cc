@@ -38,6 +38,10 @@ struct BackingMap {
 constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
 constexpr unsigned long kBackingClose = _IOW(229, 2, uint32_t);
 
+// Interrupts a serving thread's read of /dev/fuse; its handler does nothing.
+constexpr int kWakeSignal = SIGUSR1;
+constexpr absl::Duration kWakeInterval = absl::Milliseconds(10);
+
 enum Operation : size_t {
   kLookup,
   kForget,
@@ -163,6 +167,7 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   struct stat StatOf(const vfs::Attributes& attributes) const;
   fuse_entry_param EntryOf(const vfs::Attributes& attributes) const;
   void Serve();
+  void EndServing();
   void RaiseReadAhead();
   absl::Status AwaitAnswer();
 
@@ -622,6 +627,9 @@ absl::Status FuseMount::Start() {
     mounted_ = true;
     serving_ = options_.threads;
   }
+  struct sigaction wake = {};
+  wake.sa_handler = [](int) {};  // Without SA_RESTART: the read ends.
+  sigaction(kWakeSignal, &wake, nullptr);
   for (size_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Serve(); });
   return AwaitAnswer();
 }
@@ -671,8 +679,19 @@ void FuseMount::Stop() {
     base::MutexLock lock(&mutex_);
     unmount = std::exchange(mounted_, false);
   }
-  // Ends the reads of the serving threads.
   if (unmount) fuse_session_unmount(session_);
+  EndServing();
+}
+
+// The unmount of a mount in use only detaches it, and the kernel goes on with the session: the
+// threads' reads have to be interrupted. Repeated, because a signal that comes before the read is
+// lost.
+void FuseMount::EndServing() {
+  base::MutexLock lock(&mutex_);
+  while (serving_ > 0) {
+    for (std::thread& thread : threads_) pthread_kill(thread.native_handle(), kWakeSignal);
+    ended_.WaitFor(&mutex_, kWakeInterval);
+  }
 }
 
 FuseMount::~FuseMount() {

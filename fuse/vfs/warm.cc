@@ -14,8 +14,30 @@ constexpr uint64_t kStep = 32 << 20;
 constexpr size_t kStepsMax = 32;
 constexpr absl::Duration kReportEvery = absl::Milliseconds(200);
 
+// The steps of one file, guarded by the gate's mutex.
+struct FileSteps {
+  uint64_t left = 0;
+  bool failed = false;
+};
+
 // Counts the steps on their way; outlives a Warm that was cancelled.
 struct Gate {
+  void StepDone(File& file, FileSteps& of_file, uint64_t offset, uint64_t size,
+                const absl::Status& status) {
+    const uint64_t kept = file.object().CachedBytes(offset, size);
+    base::MutexLock lock(&mutex);
+    if (status.ok()) {
+      bytes_done += size;
+      bytes_refused += size - kept;
+    } else {
+      of_file.failed = true;
+      last_error = absl::StrCat(file.ref().path, ": ", status.message());
+    }
+    if (--of_file.left == 0) ++(of_file.failed ? files_failed : files_done);
+    --steps;
+    changed.NotifyAll();
+  }
+
   base::Mutex mutex;
   base::CondVar changed;
   size_t steps ABSL_GUARDED_BY(mutex) = 0;
@@ -74,32 +96,20 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
         base::MutexLock lock(&gate->mutex);
         ++gate->files_done;
       }
-      // Whether a step of this file failed, shared by its steps.
-      const auto failed = std::make_shared<std::atomic<bool>>(false);
+      const auto steps = std::make_shared<FileSteps>();
+      steps->left = (ref.size + kStep - 1) / kStep;
       for (uint64_t offset = 0; offset < ref.size && !cancelled; offset += kStep) {
         wait_below(kStepsMax);
         const uint64_t size = std::min(kStep, ref.size - offset);
-        const bool last = offset + size == ref.size;
         {
           base::MutexLock lock(&gate->mutex);
           ++gate->steps;
         }
-        file->object().Prefetch(offset, size, fetch::Priority::kBulk,
-                                [gate, file, failed, size, last](const absl::Status& status) {
-                                  const bool refused = file->object().Uncached();
-                                  base::MutexLock lock(&gate->mutex);
-                                  if (!status.ok()) {
-                                    failed->store(true);
-                                    gate->last_error =
-                                        absl::StrCat(file->ref().path, ": ", status.message());
-                                  }
-                                  if (refused) gate->bytes_refused += size;
-                                  --gate->steps;
-                                  if (status.ok()) gate->bytes_done += size;
-                                  if (last)
-                                    ++(failed->load() ? gate->files_failed : gate->files_done);
-                                  gate->changed.NotifyAll();
-                                });
+        file->object().Prefetch(
+            offset, size, fetch::Priority::kBulk,
+            [gate, file, steps, offset, size](const absl::Status& status) {
+              gate->StepDone(*file, *steps, offset, size, status);
+            });
       }
       return !cancelled;
     }));
