@@ -315,8 +315,7 @@ class FaultProxy:
     def __init__(self, upstream_port, *faults):
         self._process = subprocess.Popen(
             [str(PROGRAMS / "test_fault_proxy"), "0", "127.0.0.1", str(upstream_port), *faults],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            preexec_fn=s3_server.die_with_parent)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = int(self._process.stdout.readline().split()[-1])
 
     def _say(self, line):
@@ -332,15 +331,15 @@ class FaultProxy:
         """Removes all faults; returns how many were carried out so far."""
         return self._say("clear")
 
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(DEADLINE_S)
-        self._process.stdout.close()
+    def done(self):
+        """How many faults were carried out so far."""
+        return self._say("")
 
-    def stop_answering(self):
-        """Refuses connections from now on, and breaks those there are."""
-        self._process.kill()
+    def close(self):
+        self._process.kill()  # It would wait for the clients it keeps waiting.
         self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
 
 
 # --- Cleaning up ----------------------------------------------------------------------------------
