@@ -2,7 +2,7 @@
 //
 // The anchor of the cold benchmarks: the fastest parallel GETs of the same objects from the same
 // server, with signatures and nothing of Millrace in the way. One blocking thread per connection,
-// bodies discarded in the kernel, requests signed a microsecond before they leave.
+// bodies received and forgotten, requests signed a microsecond before they leave.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>

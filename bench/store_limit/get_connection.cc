@@ -104,8 +104,8 @@ absl::Status GetConnection::Send(absl::string_view data) {
 
 absl::Status GetConnection::Discard(uint64_t bytes) {
   while (bytes > 0) {
-    const size_t step = std::min<uint64_t>(bytes, 1 << 30);
-    const ssize_t got = recv(fd_.get(), nullptr, step, MSG_TRUNC);
+    const size_t step = std::min<uint64_t>(bytes, body_.size());
+    const ssize_t got = recv(fd_.get(), body_.data(), step, 0);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return ReceiveError("recv");
     if (got == 0) return absl::DataLossError(absl::StrCat(bytes, " bytes of a body are missing"));
