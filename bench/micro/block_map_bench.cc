@@ -13,7 +13,7 @@ void BM_HasOneBlock(benchmark::State& state) {
   BlockMap map(static_cast<uint64_t>(state.range(0)));
   Fill(map);
   uint64_t index = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(map.Has(index));
     index = (index + 7919) % map.blocks();
   }
@@ -25,14 +25,14 @@ void BM_HasAll(benchmark::State& state) {
   BlockMap map(16384);
   Fill(map);
   const auto count = static_cast<uint64_t>(state.range(0));
-  for (auto _ : state) benchmark::DoNotOptimize(map.HasAll(0, count));
+  while (state.KeepRunning()) benchmark::DoNotOptimize(map.HasAll(0, count));
 }
 BENCHMARK(BM_HasAll)->Arg(8)->Arg(16384);
 
 void BM_ClaimAndSet(benchmark::State& state) {
   BlockMap map(16384);
   uint64_t index = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     if (map.Claim(index)) map.Set(index, 1);
     map.Clear(index);
     index = (index + 1) % map.blocks();

@@ -79,7 +79,7 @@ void BM_Find(benchmark::State& state) {
   std::vector<FileKey> keys;
   for (uint64_t i = 0; i < files; ++i) keys.push_back(Key(i, 1));
   size_t index = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(cache.cache->Find(keys[index]));
     index = (index + 7919) % keys.size();
   }
@@ -91,7 +91,7 @@ void BM_Has(benchmark::State& state) {
   Cache cache(directory.path());
   Fill(*cache.cache, 1, kFileSize);
   const auto file = cache.cache->Find(Key(0));
-  for (auto _ : state) benchmark::DoNotOptimize(file->Has(0, kFileSize));
+  while (state.KeepRunning()) benchmark::DoNotOptimize(file->Has(0, kFileSize));
 }
 BENCHMARK(BM_Has);
 
@@ -102,7 +102,7 @@ void BM_PlainReadNow(benchmark::State& state) {
   Fill(*cache.cache, 1, kFileSize);
   const auto open = *cache.cache->Find(Key(0))->Open();
   std::string buffer(static_cast<size_t>(state.range(0)), '\0');
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(
         cache.file_io->ReadNow(open->fd(), 0, absl::MakeSpan(buffer.data(), buffer.size())));
   }
@@ -115,7 +115,7 @@ void BM_ReadNow(benchmark::State& state) {
   Fill(*cache.cache, 1, kFileSize);
   const auto file = cache.cache->Find(Key(0));
   std::string buffer(static_cast<size_t>(state.range(0)), '\0');
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(file->ReadNow(0, absl::MakeSpan(buffer.data(), buffer.size())));
   }
 }
@@ -131,7 +131,7 @@ void BM_ServeSmallFile(benchmark::State& state) {
   for (uint64_t i = 0; i < kFiles; ++i) keys.push_back(Key(i));
   std::string buffer(kFileSize, '\0');
   size_t index = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     const auto file = cache.cache->Find(keys[index]);
     if (file->Has(0, kFileSize)) {
       benchmark::DoNotOptimize(file->ReadNow(0, absl::MakeSpan(buffer.data(), buffer.size())));
@@ -146,7 +146,7 @@ void BM_Admit(benchmark::State& state) {
   BenchDirectory directory;
   Cache cache(directory.path());
   uint64_t number = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(cache.cache->FindOrAdmit(Key(number++, 1)));
   }
 }
@@ -158,7 +158,7 @@ void BM_PutSmallFile(benchmark::State& state) {
   Cache cache(directory.path());
   const std::string data(kFileSize, 'x');
   uint64_t number = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     const auto file = cache.cache->FindOrAdmit(Key(number++));
     if (!file->Put(0, data).ok()) state.SkipWithError("Put failed");
   }
@@ -172,7 +172,7 @@ void BM_PlainSmallFile(benchmark::State& state) {
   const std::string data(kFileSize, 'x');
   const auto file_io = io::NewPosixFileIo(0);
   uint64_t number = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     const std::string path = absl::StrCat(directory.path(), "/", number++);
     const std::string partial = absl::StrCat(path, ".partial");
     const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -193,7 +193,7 @@ void BM_PutLargeFile(benchmark::State& state) {
   const auto file = cache.cache->FindOrAdmit(Key(0, pieces * kPiece));
   const std::string data(kPiece, 'x');
   uint64_t offset = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     if (!file->Put(offset, data).ok()) state.SkipWithError("Put failed");
     offset += kPiece;
   }
@@ -205,7 +205,7 @@ BENCHMARK(BM_PutLargeFile)->Iterations(1024)->MeasureProcessCPUTime()->UseRealTi
 void BM_Load(benchmark::State& state) {
   BenchDirectory directory;
   Fill(*Cache(directory.path()).cache, static_cast<uint64_t>(state.range(0)), 1);
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     Cache cache(directory.path());
     state.PauseTiming();
     if (cache.cache->Stats()[0].files != static_cast<uint64_t>(state.range(0))) std::abort();
@@ -220,7 +220,7 @@ void BM_JournalEncode(benchmark::State& state) {
   const FileKey key = Key(12345);
   const uint32_t crc = 7;
   std::string records;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     records.clear();
     AppendFile(ref, key.size, key.path, key.version, &records);
     AppendBlocks(ref, 0, absl::MakeConstSpan(&crc, 1), false, &records);
@@ -248,7 +248,7 @@ void BM_JournalParse(benchmark::State& state) {
     AppendFile(ref, kFileSize, Key(i).path, Key(i).version, &journal);
     AppendBlocks(ref, 0, absl::MakeConstSpan(&crc, 1), false, &journal);
   }
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     Nobody nobody;
     JournalParser parser(&nobody);
     parser.Feed(journal);

@@ -13,7 +13,7 @@ bool Any(EvictionEntry&) { return true; }
 void BM_MarkUsed(benchmark::State& state) {
   std::vector<EvictionEntry> entries(100'000);
   size_t index = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     entries[index].MarkUsed();
     index = (index + 7919) % entries.size();
   }
@@ -26,7 +26,7 @@ void BM_ReplaceVictim(benchmark::State& state) {
   EvictionQueue queue(EvictionPolicy::kSieve);
   for (EvictionEntry& entry : entries) queue.Insert(&entry, true);
   std::mt19937 random(1);
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     if (random() % 100 < static_cast<unsigned>(state.range(0))) {
       entries[random() % entries.size()].MarkUsed();
     }

@@ -83,11 +83,15 @@ bool DataFile::BeginWrite() {
   return true;
 }
 
+bool DataFile::LeaveWrite() {
+  base::MutexLock lock(&mutex_);
+  return --writers_ == 0 && evicted();
+}
+
 void DataFile::EndWrite() {
-  {
-    base::MutexLock lock(&mutex_);
-    if (--writers_ > 0 || !evicted()) return;
-  }
+  if (!LeaveWrite()) return;
+  // The eviction may have come before there was anything to open.
+  PinDescriptor();
   RemoveData();
 }
 
@@ -105,12 +109,8 @@ uint64_t DataFile::Evict() {
   tier_->Dequeue(*this);
   tier_->Uncommit(key_.size);
   tier_->counters().files.fetch_sub(1, std::memory_order_relaxed);
-  if (held()) {
-    // Without a descriptor (none left, disk gone) the holder's reads fail: a miss, not an error.
-    absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
-    if (descriptor.ok()) Pin(*std::move(descriptor));
-  }
-  EndWrite();
+  if (held()) PinDescriptor();
+  if (LeaveWrite()) RemoveData();
   return freed;
 }
 
@@ -121,17 +121,21 @@ void DataFile::Abandon() {
   evicted_.store(true, std::memory_order_release);
 }
 
-void DataFile::Pin(std::shared_ptr<Descriptor> descriptor) {
+void DataFile::PinDescriptor() {
+  // Without a descriptor (none left, disk gone) the holder's reads fail: a miss, not an error.
+  const absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
+  if (!descriptor.ok()) return;
   {
     base::MutexLock lock(&mutex_);
     pinned_ = true;
-    descriptor_ = descriptor;
+    descriptor_ = *descriptor;
   }
-  tier_->environment().descriptors->Remove(descriptor.get());
+  tier_->environment().descriptors->Remove(descriptor->get());
 }
 
 void DataFile::RemoveData() {
-  const Place place = place_.load();
+  // Before the unlink: nobody may take the next file of this name for this one (OpenFile).
+  const Place place = place_.exchange(Place::kNowhere);
   if (place == Place::kNowhere) {
     tier_->RemoveDying(ref());
   } else {
@@ -160,7 +164,7 @@ absl::Status DataFile::Put(uint64_t offset, absl::Span<const char> data) {
   RETURN_IF_ERROR(CheckPut(offset, data));
   if (data.empty()) return absl::OkStatus();
   if (!BeginWrite()) return absl::CancelledError("the cached file was evicted");
-  const absl::Status status = PutBlocks(offset, data);
+  absl::Status status = PutBlocks(offset, data);
   EndWrite();
   // An entry that holds nothing and gets nothing would only be found in vain.
   if (!status.ok() && map_.present() == 0) {
@@ -206,14 +210,15 @@ absl::Status DataFile::PutClaimed(BlockRange range, absl::Span<const char> data)
   Crcs crcs;
   for (uint64_t i = 0; i < range.count; ++i) {
     crcs.push_back(CrcOf(data.subspan(i * kBlockSize, BlockLength(range.first + i))));
-    map_.Set(range.first + i, crcs.back());
   }
-  MaybeComplete();
   std::string records;
   // A file of several blocks got its record when it was made.
   if (map_.blocks() == 1) AppendFile(ref(), key_.size, key_.path, key_.version, &records);
   AppendBlocks(ref(), range.first, crcs, false, &records);
+  // Before anybody can see the blocks: a record of their loss must follow this one.
   tier_->journal().Append(records, 0);
+  for (uint64_t i = 0; i < range.count; ++i) map_.Set(range.first + i, crcs[i]);
+  MaybeComplete();
   return absl::OkStatus();
 }
 
@@ -274,7 +279,7 @@ absl::Status DataFile::WriteWhole(absl::Span<const char> data) {
 
 absl::Status DataFile::MakeEmpty() {
   if (!BeginWrite()) return absl::CancelledError("the cached file was evicted");
-  const absl::Status status = WriteWhole({});
+  absl::Status status = WriteWhole({});
   if (status.ok()) {
     MaybeComplete();
     std::string record;
@@ -383,7 +388,11 @@ absl::StatusOr<base::UniqueFd> DataFile::OpenFile(bool* writable) {
     *writable = place == Place::kPartial;
     const int flags = (*writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW;
     base::UniqueFd fd(openat(directory(place), name.c_str(), flags));
-    if (fd.valid()) return fd;
+    if (fd.valid()) {
+      // Evicted and unlinked by now, the name may have been another file's already.
+      if (place_.load() == Place::kNowhere) break;
+      return fd;
+    }
     error = errno;
     if (error == EMFILE || error == ENFILE) {
       tier_->environment().descriptors->Trim();
@@ -548,21 +557,28 @@ absl::Status DataFile::Damage(BlockRange range, absl::string_view what) {
 
 bool DataFile::Drop(BlockRange range) {
   if (!BeginWrite()) return false;
-  const uint64_t freed = ClearBlocks(range);
-  if (freed > 0) {
-    GiveBack(freed);
-    std::string record;
-    AppendDropped(ref(), range.first, range.count, &record);
-    tier_->journal().Append(record, 2 * record.size());
-    if (place_.load() == Place::kComplete && map_.present() > 0) {
-      base::MutexLock layout(&tier_->layout_mutex(id_));
-      const absl::Status moved = Move(Place::kPartial);
-      if (!moved.ok()) tier_->CountDiskFault(moved);
-    }
+  uint64_t freed;
+  {
+    base::MutexLock layout(&tier_->layout_mutex(id_));
+    freed = DropUnderLock(range);
   }
   EndWrite();
   if (map_.present() == 0) tier_->environment().host->Discard(*this, EvictReason::kDamaged);
   return freed > 0;
+}
+
+uint64_t DataFile::DropUnderLock(BlockRange range) {
+  const uint64_t freed = ClearBlocks(range);
+  if (freed == 0) return 0;
+  GiveBack(freed);
+  std::string record;
+  AppendDropped(ref(), range.first, range.count, &record);
+  tier_->journal().Append(record, 2 * record.size());
+  if (map_.present() > 0) {
+    const absl::Status moved = Move(Place::kPartial);
+    if (!moved.ok()) tier_->CountDiskFault(moved);
+  }
+  return freed;
 }
 
 uint64_t DataFile::ClearBlocks(BlockRange range) {
@@ -590,14 +606,21 @@ absl::Status DataFile::CheckBlock(uint64_t index, absl::Span<const char> bytes) 
   if (!map_.Unverified(index)) return absl::OkStatus();  // Another reader was faster.
   const uint32_t crc = map_.crc(index);
   if (CrcOf(bytes) != crc) return Damage({index, 1}, "a block's checksum is wrong");
-  if (!BeginWrite()) return absl::OkStatus();
-  if (map_.MarkVerified(index)) {
-    std::string record;
-    AppendBlocks(ref(), index, absl::MakeConstSpan(&crc, 1), false, &record);
-    tier_->journal().Append(record, record.size());
-    MaybeComplete();
+  // An evicted file is read on by its holders, and nothing of it is recorded any more.
+  const bool recorded = BeginWrite();
+  {
+    // With Drop's lock: whether the block was verified last or dropped last, the journal says so.
+    base::MutexLock layout(&tier_->layout_mutex(id_));
+    if (map_.MarkVerified(index) && recorded) {
+      std::string record;
+      AppendBlocks(ref(), index, absl::MakeConstSpan(&crc, 1), false, &record);
+      tier_->journal().Append(record, record.size());
+    }
   }
-  EndWrite();
+  if (recorded) {
+    MaybeComplete();
+    EndWrite();
+  }
   return absl::OkStatus();
 }
 

@@ -113,8 +113,10 @@ class DataFile final : public CachedFile,
   // False if the file is evicted: nothing new is kept.
   bool BeginWrite();
   void EndWrite();
+  // Without the removal: true if the caller has to see to it.
+  bool LeaveWrite();
   // Keeps a descriptor for the holders of an evicted file.
-  void Pin(std::shared_ptr<Descriptor> descriptor);
+  void PinDescriptor();
   // Removes data file and name; the file is evicted and nobody writes.
   void RemoveData();
 
@@ -147,7 +149,8 @@ class DataFile final : public CachedFile,
   absl::Status Damage(BlockRange range, absl::string_view what);
   // Makes the blocks absent. True if any was present.
   bool Drop(BlockRange range);
-  // Returns the bytes that were present.
+  // REQUIRES: the layout lock. These return the bytes that were present.
+  uint64_t DropUnderLock(BlockRange range);
   uint64_t ClearBlocks(BlockRange range);
   // Bytes of cleared blocks; the file is no longer complete.
   void GiveBack(uint64_t freed);

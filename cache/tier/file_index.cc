@@ -49,6 +49,8 @@ bool FileIndex::Replace(DataFile& old_file, const FilePtr& new_file) {
   removed = *found;
   shard.files.erase(found);
   shard.files.insert(new_file);
+  // In the same step: whoever evicts the new file marks its name again.
+  new_file->tier().RemoveDying(new_file->ref());
   return true;
 }
 

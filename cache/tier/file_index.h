@@ -28,8 +28,9 @@ class FileIndex {
   FilePtr Find(absl::string_view source, absl::string_view path) const;
   // Returns `file`, or the file that has its path already; null while its name is dying.
   FilePtr Insert(const FilePtr& file);
-  // False if the index does not have this very file.
+  // These are false if the index does not have this very file.
   bool Remove(DataFile& file);
+  // The new file's name, until now marked as dying to keep others off, becomes its own.
   bool Replace(DataFile& old_file, const FilePtr& new_file);
   // Calls `each` with every file, without a lock: files may come and go meanwhile.
   void ForEach(absl::FunctionRef<void(DataFile&)> each) const;

@@ -277,8 +277,7 @@ FilePtr TieredCacheOfFiles::AdmitTo(Tier& tier, const FileKey& key) {
     tier.CountDiskFault(source.status());
     return nullptr;
   }
-  const auto file =
-      std::make_shared<DataFile>(key, FileId::Of(key.path, key.version), &tier, *source);
+  auto file = std::make_shared<DataFile>(key, FileId::Of(key.path, key.version), &tier, *source);
   // Queued first: once it is in the index, another thread may evict it.
   tier.Enqueue(*file);
   FilePtr admitted = index_.Insert(file);
@@ -370,8 +369,12 @@ void TieredCacheOfFiles::Discard(DataFile& file, EvictReason reason) {
 uint64_t TieredCacheOfFiles::Evict(absl::string_view source, absl::string_view path_prefix) {
   uint64_t freed = 0;
   index_.ForEach([&](DataFile& file) {
-    if (file.key().source == source && IsBelow(file.key().path, path_prefix)) {
-      freed += EvictFile(file, EvictReason::kUser);
+    if (file.key().source != source || !IsBelow(file.key().path, path_prefix)) return;
+    if (index_.Remove(file)) {
+      freed += Retire(file, EvictReason::kUser);
+    } else if (const FilePtr copy = index_.Find(file.key().source, file.key().path)) {
+      // Demoted since it was listed: the copy has its place.
+      freed += EvictFile(*copy, EvictReason::kUser);
     }
   });
   return freed;
@@ -484,7 +487,6 @@ bool TieredCacheOfFiles::Demote(DataFile& file, Tier& to) {
     copy->Evict();
     return false;
   }
-  to.RemoveDying(copy->ref());
   Retire(file, EvictReason::kDemoted);
   return true;
 }

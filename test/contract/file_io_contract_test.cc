@@ -158,7 +158,7 @@ TEST_P(FileIoContractTest, EveryReadIsDoneOnce) {
         auto buffer = std::make_unique<std::string>(4096, '\0');
         const absl::Span<char> into(buffer->data(), buffer->size());
         file_io_->Read(fd_.get(), offset, into,
-                       [&, offset, buffer = std::move(buffer)](absl::StatusOr<size_t> got) {
+                       [&, offset, buffer = std::move(buffer)](const absl::StatusOr<size_t>& got) {
                          if (!got.ok() || *buffer != ContentOf("f", "1", offset, 4096)) ++wrong;
                          base::MutexLock lock(&mutex);
                          if (++done == kThreads * kReads) all_done.NotifyAll();
@@ -178,7 +178,7 @@ TEST_P(FileIoContractTest, EndsOnlyAfterItsReads) {
   std::vector<std::string> buffers(100, std::string(10'000, '\0'));
   for (std::string& buffer : buffers) {
     file_io_->Read(fd_.get(), 0, absl::MakeSpan(buffer.data(), buffer.size()),
-                   [&](absl::StatusOr<size_t>) { ++done; });
+                   [&](const absl::StatusOr<size_t>&) { ++done; });
   }
   file_io_.reset();
   EXPECT_EQ(done, 100);

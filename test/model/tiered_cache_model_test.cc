@@ -41,6 +41,19 @@ unsigned FirstSeed() {
   return seed;
 }
 
+// The counters come back to nothing once everything is evicted. A demotion under way is counted
+// until it finds its file gone; a counter that leaks ends in the test's time-out.
+void AwaitNothing(TieredCache& cache) {
+  for (;;) {
+    uint64_t left = 0;
+    for (const TierStats& stats : cache.Stats()) {
+      left += stats.used_bytes + stats.files + stats.files_complete;
+    }
+    if (left == 0) return;
+    std::this_thread::yield();
+  }
+}
+
 class Model {
  public:
   Model(unsigned seed, bool faults)
@@ -80,6 +93,10 @@ class Model {
                  kSources[number % 4 == 0 ? 1 : 0]);
   }
 
+  static std::string NameOf(const FileKey& key) {
+    return absl::StrCat(key.source, " ", key.path, " ", key.version);
+  }
+
   void Step() {
     const FileKey key = RandomKey();
     const unsigned action = random_() % 100;
@@ -112,7 +129,9 @@ class Model {
       return;
     }
     const uint64_t first = random_() % blocks;
-    const bool put = PutBlocks(*file, first, 1 + random_() % 4).ok();
+    const uint64_t count = 1 + random_() % 4;
+    for (uint64_t i = 0; i < count; ++i) ever_put_[NameOf(key)].insert(first + i);
+    const bool put = PutBlocks(*file, first, count).ok();
     if (!faults_ && put && !file->evicted()) {
       EXPECT_TRUE(file->HasBlock(first));
     }
@@ -193,7 +212,7 @@ class Model {
         const auto file = cache_->Find(KeyOf(absl::StrCat("d", number % 5, "/f", number), size,
                                              version, kSources[number % 4 == 0 ? 1 : 0]));
         if (file == nullptr) continue;
-        std::set<uint64_t>& blocks = present[absl::StrCat(file->key().path, version)];
+        std::set<uint64_t>& blocks = present[NameOf(file->key())];
         for (uint64_t index = 0; index * kBlockSize < size; ++index) {
           if (file->HasBlock(index)) blocks.insert(index);
         }
@@ -212,12 +231,17 @@ class Model {
     }
     if (random_() % 2 == 0) options_.boot_id = absl::StrCat("boot ", ++boots_);
     Open();
-    // Maintenance may have moved or evicted files in between, but nothing comes from nowhere.
+    // Maintenance may have moved or evicted files in between, but nothing comes from nowhere. (On a
+    // failing disk a demotion may bring back blocks that a read dropped after they were copied.)
     for (const auto& [name, blocks] : Present()) {
-      const auto known = before.find(name);
-      ASSERT_NE(known, before.end()) << name;
+      const auto& known = faults_ ? ever_put_ : before;
+      const auto found = known.find(name);
+      if (found == known.end()) {
+        EXPECT_TRUE(faults_ && blocks.empty()) << name;
+        continue;
+      }
       EXPECT_TRUE(
-          std::includes(known->second.begin(), known->second.end(), blocks.begin(), blocks.end()))
+          std::includes(found->second.begin(), found->second.end(), blocks.begin(), blocks.end()))
           << name;
     }
   }
@@ -244,11 +268,7 @@ class Model {
     }
     // With everything evicted the counters come back to nothing.
     for (const char* source : kSources) cache_->Evict(source, "");
-    for (const TierStats& stats : cache_->Stats()) {
-      EXPECT_EQ(stats.used_bytes, 0u);
-      EXPECT_EQ(stats.files, 0u);
-      EXPECT_EQ(stats.files_complete, 0u);
-    }
+    AwaitNothing(*cache_);
     clock_.Advance(absl::Seconds(61));  // A tier set aside comes back.
     EXPECT_EQ(cache_->RoomBytes(), 7 * base::kMiB);
   }
@@ -261,6 +281,7 @@ class Model {
   FaultyFileIo file_io_;
   CacheOptions options_;
   int boots_ = 0;
+  std::map<std::string, std::set<uint64_t>> ever_put_;  // Blocks by file.
   std::unique_ptr<TieredCache> cache_;
   std::vector<std::shared_ptr<CachedFile>> held_;  // Ends before the cache.
 };
@@ -315,14 +336,7 @@ TEST(TieredCacheModelTest, ManyThreadsSeeTheTruth) {
     }
     for (std::thread& thread : threads) thread.join();
     for (const char* source : kSources) (*cache)->Evict(source, "");
-    uint64_t used = 0;
-    uint64_t files = 0;
-    for (const TierStats& stats : (*cache)->Stats()) {
-      used += stats.used_bytes;
-      files += stats.files;
-    }
-    EXPECT_EQ(used, 0u);
-    EXPECT_EQ(files, 0u);
+    AwaitNothing(**cache);
     EXPECT_TRUE((*cache)->Close().ok());
   }
 }

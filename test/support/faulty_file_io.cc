@@ -80,7 +80,7 @@ absl::Status FaultyFileIo::Write(int fd, uint64_t offset, absl::Span<const char>
     if (error != 0) ++faults_;
   }
   if (fits > 0) {
-    const absl::Status status = base_->Write(fd, offset, data.subspan(0, fits));
+    absl::Status status = base_->Write(fd, offset, data.subspan(0, fits));
     if (!status.ok()) return status;
   }
   return error == 0 ? absl::OkStatus() : base::ErrnoStatus(error, "injected");

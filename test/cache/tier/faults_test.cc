@@ -18,10 +18,8 @@ namespace millrace::tier {
 namespace {
 
 using ::millrace::testing::Compare;
-using ::millrace::testing::ContentOf;
 using ::millrace::testing::FaultyFileIo;
 using ::millrace::testing::KeyOf;
-using ::millrace::testing::ListFiles;
 using ::millrace::testing::ManualClock;
 using ::millrace::testing::PutAll;
 using ::millrace::testing::PutBlocks;

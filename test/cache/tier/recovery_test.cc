@@ -135,6 +135,37 @@ TEST_F(RecoveryTest, UnverifiedBlocksAreNotReadAtOnce) {
   }
 }
 
+// Its holder once read it for ever: a block of an evicted file never became verified.
+TEST_F(RecoveryTest, AnEvictedUnverifiedFileIsReadOn) {
+  Open();
+  FillSome();
+  OpenInBoot("boot 2");
+  const auto file = cache_->Find(KeyOf("c", kLarge));
+  ASSERT_EQ(cache_->Evict(kSource, "c"), kLarge);
+  EXPECT_EQ(*ReadAll(*file, 0, kLarge), ContentOf("c", "v1", 0, kLarge));
+}
+
+// The old file's records once vouched for the holes of the new one after a SIGKILL.
+TEST_F(RecoveryTest, AFileEvictedAndAdmittedAgainStartsEmpty) {
+  Open();
+  FillSome();
+  cache_->Evict(kSource, "c");
+  const auto file = cache_->FindOrAdmit(KeyOf("c", kLarge));
+  ASSERT_NE(file, nullptr);
+  ASSERT_TRUE(PutBlocks(*file, 1, 1).ok());
+  // What is on disk at this instant, in a directory of its own: a kill.
+  const std::string copy = directory_.path() + "/copy";
+  fs::copy(Tier(), copy, fs::copy_options::recursive);
+  CacheOptions options = options_;
+  options.tiers[0].path = copy;
+  auto cache = TieredCache::Open(options, file_io_.get());
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  const auto found = (*cache)->Find(KeyOf("c", kLarge));
+  if (found != nullptr) {
+    EXPECT_EQ(Compare(*found), "");
+  }
+}
+
 TEST_F(RecoveryTest, UnverifiedStaysSoOverStarts) {
   Open();
   FillSome();

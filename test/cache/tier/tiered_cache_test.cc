@@ -19,7 +19,6 @@ namespace {
 using ::millrace::testing::Compare;
 using ::millrace::testing::ContentOf;
 using ::millrace::testing::KeyOf;
-using ::millrace::testing::ListFiles;
 using ::millrace::testing::PutAll;
 using ::millrace::testing::PutBlocks;
 using ::millrace::testing::ReadAll;
