@@ -38,7 +38,14 @@ DataFile::DataFile(FileKey key, const FileId& id, Tier* tier, Source* source)
 }
 
 DataFile::~DataFile() {
-  if (descriptor_ != nullptr) tier_->environment().descriptors->Remove(descriptor_.get());
+  // The descriptor cache knows this file without holding it. The lock waits for a call of
+  // YieldDescriptor under way; once the descriptor is off the list there is no other.
+  std::shared_ptr<Descriptor> descriptor;
+  {
+    base::MutexLock lock(&mutex_);
+    descriptor = std::move(descriptor_);
+  }
+  if (descriptor != nullptr) tier_->environment().descriptors->Remove(descriptor.get());
 }
 
 // --- Geometry -----------------------------------------------------------------------------------
@@ -469,12 +476,12 @@ struct DataFile::CheckedRead {
 
   void Check(absl::Span<char> into, absl::StatusOr<size_t> got) {
     absl::StatusOr<size_t> judged = file->JudgeRead(next * kBlockSize, into.size(), std::move(got));
-    const absl::Status status = judged.ok() ? file->CheckBlock(next, into) : judged.status();
+    absl::Status status = judged.ok() ? file->CheckBlock(next, into) : std::move(judged).status();
     if (status.ok()) {
       Step();
       return;
     }
-    std::move(done)(status);
+    std::move(done)(std::move(status));
     delete this;
   }
 };
