@@ -120,11 +120,12 @@ TEST_F(TieredCacheTest, RefusesBlocksThatAreNotWhole) {
 
 TEST_F(TieredCacheTest, KeepsAnEmptyFile) {
   Open();
-  const std::shared_ptr<CachedFile> file = cache_->FindOrAdmit(KeyOf("empty", 0));
+  std::shared_ptr<CachedFile> file = cache_->FindOrAdmit(KeyOf("empty", 0));
   ASSERT_NE(file, nullptr);
   EXPECT_TRUE(file->complete());
   EXPECT_TRUE(file->Open().ok());
   EXPECT_EQ(*ReadAll(*file, 0, 10), "");
+  file.reset();  // No file outlives its cache.
   Reopen();
   const std::shared_ptr<CachedFile> again = cache_->Find(KeyOf("empty", 0));
   ASSERT_NE(again, nullptr);
