@@ -21,6 +21,10 @@ absl::Span<char> ThreadBuffer(uint64_t size) {
 // again, and the fetch hands it over in memory. This many rounds mean that nothing helps.
 constexpr int kReadAttempts = 8;
 
+// How long a failed fetch is not tried again. The kernel sends a failed read a second time, page by
+// page, and for each reader in turn: each would wait for the store's whole deadline.
+constexpr absl::Duration kFailureKept = absl::Seconds(1);
+
 // Lets one thread wait for one event.
 class Latch {
  public:
@@ -259,6 +263,10 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
     }
     return plan;
   }
+  if (FailedJustNow()) {
+    if (read != nullptr) read->Fail(failure_);
+    return plan;
+  }
   if (key_.size <= kWholeMax && (first > 0 || last + 1 < BlockCount())) {
     // Fetch the rest of a small object in the same GET.
     missing.clear();
@@ -339,6 +347,7 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priori
     BlockState& state = blocks_[index];
     state.flight = nullptr;
     state.data = block;
+    failure_ = absl::OkStatus();
     waiters.swap(state.waiters);
     file = cached_;
     const bool awaited = std::any_of(waiters.begin(), waiters.end(),
@@ -376,6 +385,29 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priori
   }
 }
 
+bool Object::FailedJustNow() const {
+  return !failure_.ok() && shared_->clock->Monotonic() - failed_at_ < kFailureKept;
+}
+
+absl::Status Object::KeepFailure(uint64_t offset, const absl::Status& status) {
+  // Whatever the store did wrong, the reader did not: only a refusal has its own number.
+  const bool refused = absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
+  const absl::Status error = refused ? status : base::WithErrno(status, EIO);
+  {
+    base::MutexLock lock(&mutex_);
+    const bool known = FailedJustNow();
+    failure_ = error;
+    failed_at_ = shared_->clock->Monotonic();
+    if (known) return error;  // Of several fetches that end together one line tells it all.
+  }
+  base::Log(base::Severity::kError, "fetch failed",
+            {{"source", key_.source},
+             {"path", key_.path},
+             {"offset", offset},
+             {"cause", status.ToString()}});
+  return error;
+}
+
 void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status) {
   absl::Status error = status;
   if (absl::IsFailedPrecondition(status) || absl::IsNotFound(status)) {
@@ -390,11 +422,7 @@ void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status
     }
   } else if (!absl::IsCancelled(status)) {
     shared_->store_errors.fetch_add(1);
-    base::Log(base::Severity::kError, "fetch failed",
-              {{"source", key_.source},
-               {"path", key_.path},
-               {"offset", next * kBlockSize},
-               {"cause", status.ToString()}});
+    error = KeepFailure(next * kBlockSize, status);
   }
   std::vector<std::shared_ptr<PendingRead>> waiters;
   {

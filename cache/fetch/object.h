@@ -24,6 +24,7 @@
 #include "cache/fetch/fetch_queue.h"
 #include "cache/store/store.h"
 #include "cache/tier/tiered_cache.h"
+#include "common/base/clock.h"
 #include "common/base/mutex.h"
 
 namespace millrace::fetch {
@@ -53,6 +54,7 @@ struct Shared {
   BufferPool* pool = nullptr;
   FetchQueue* queue = nullptr;
   MemoryCache* memory = nullptr;
+  base::Clock* clock = base::RealClock();
   std::atomic<uint64_t> store_errors{0};
   std::atomic<uint64_t> cache_errors{0};
   std::atomic<uint64_t> stale_objects{0};
@@ -139,6 +141,10 @@ class Object : public std::enable_shared_from_this<Object> {
   bool TakeUnread(uint64_t first, uint64_t last);
   // Ends the flight's blocks from `next` on: those waiting get `status`.
   void OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status);
+  // A fetch failed a moment ago: what is missing fails with it.
+  bool FailedJustNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Keeps and logs a fault of the store; returns it with the errno for readers.
+  absl::Status KeepFailure(uint64_t offset, const absl::Status& status);
   // A block only kept in memory goes: the budget is needed.
   void DropFromMemory(uint64_t index);
 
@@ -149,6 +155,8 @@ class Object : public std::enable_shared_from_this<Object> {
 
   mutable base::Mutex mutex_;
   std::shared_ptr<tier::CachedFile> cached_ ABSL_GUARDED_BY(mutex_);
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);  // Of the last fetch that ended.
+  absl::Duration failed_at_ ABSL_GUARDED_BY(mutex_);
   // Fetched ahead, not read yet. The count is for the hot path, which has none.
   absl::flat_hash_set<uint64_t> unread_ ABSL_GUARDED_BY(mutex_);
   std::atomic<size_t> unread_count_{0};

@@ -93,7 +93,8 @@ absl::Status CheckGetAnswer(const http::Response& head, const GetRequest& reques
       return absl::FailedPreconditionError("the object is shorter than when it was listed");
     }
     if (bytes > request.length || (body_bytes.has_value() && *body_bytes != bytes)) {
-      return absl::InvalidArgumentError("the answer's Content-Length is not the length asked for");
+      // Somebody between here and the store cut or grew the answer: another try may fare better.
+      return absl::UnavailableError("the answer's Content-Length is not the length asked for");
     }
   } else if (head.status == 200) {
     object_bytes = body_bytes;

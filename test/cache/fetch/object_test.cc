@@ -9,6 +9,7 @@
 #include "common/base/errno_status.h"
 #include "common/base/units.h"
 #include "gtest/gtest.h"
+#include "test/support/manual_clock.h"
 #include "test/support/pattern_store.h"
 
 namespace millrace::fetch {
@@ -224,11 +225,18 @@ TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
   EXPECT_LE(pool_->used_blocks_peak(), pool_->budget_blocks() + BufferPool::kUrgentBlocks);
 }
 
-TEST_F(ObjectTest, StoreErrorReachesTheReaderAndTheNextReadTriesAgain) {
+TEST_F(ObjectTest, StoreErrorReachesTheReaderAndAReadASecondLaterTriesAgain) {
+  test::ManualClock clock;
+  shared_.clock = &clock;
   const auto object = MakeObject("a", 8 * kMiB);
   store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), /*bytes=*/kBlockSize + 10);
   const Answer answer = Read(*object, 0, kMiB);
   EXPECT_EQ(answer.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(base::ErrnoOf(answer.status), EIO);
+  // The kernel repeats a failed read at once: that must not wait for the store again.
+  EXPECT_EQ(Read(*object, 0, kMiB).status, answer.status);
+  EXPECT_EQ(store_->requests().size(), 1u);
+  clock.Advance(absl::Seconds(1));
   EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
   // The block that had arrived before the error was kept.
   EXPECT_EQ(store_->requests()[1].offset, kBlockSize);
