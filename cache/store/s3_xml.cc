@@ -131,11 +131,11 @@ class ListingBuilder {
     if (path == "/Contents/Key") {
       object_.key = std::string(text);
     } else if (path == "/Contents/Size") {
-      // Sizes beyond 2^63-1 are not believed by anyone: the object is left out as malformed.
-      uint64_t size = 0;
-      size_known_ = text.find_first_not_of("0123456789") == absl::string_view::npos &&
-                    absl::SimpleAtoi(text, &size) && size <= INT64_MAX;
-      object_.size = size;
+      // What is no number leaves the object out as malformed. A size that no file can have is kept,
+      // so that whoever hides the object can count it.
+      size_known_ =
+          !text.empty() && text.find_first_not_of("0123456789") == absl::string_view::npos;
+      if (!absl::SimpleAtoi(text, &object_.size)) object_.size = UINT64_MAX;
     } else if (path == "/Contents/LastModified") {
       object_.mtime = http::ParseIsoTime(text).value_or(absl::UnixEpoch());
     } else if (path == "/Contents/ETag") {

@@ -93,7 +93,7 @@ class FakeS3:
     def _object(self, request, found):
         if found is None:
             return self._error(request, 404, "NoSuchKey")
-        if request.headers.get("If-Match", found.etag) != found.etag:
+        if request.headers.get("If-Match", found.etag).strip('"') != found.etag.strip('"'):
             return self._error(request, 412, "PreconditionFailed")
         headers = {"ETag": found.etag, "Last-Modified": "Sat, 01 Nov 2025 10:00:00 GMT"}
         wanted = request.headers.get("Range")
@@ -109,7 +109,7 @@ class FakeS3:
 
     def _listing(self, request, objects, query):
         prefix = query.get("prefix", "").encode("latin-1")
-        after = query.get("continuation-token", "").encode("latin-1")
+        after = bytes.fromhex(query.get("continuation-token", ""))
         page_size = min(int(query.get("max-keys", PAGE)), PAGE)
         rows = list(_rows(objects, prefix, b"/" if "delimiter" in query else None))
         rows = [row for row in rows if row[0] > after]
@@ -118,10 +118,7 @@ class FakeS3:
                  "<EncodingType>url</EncodingType>"
                  f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"]
         if more:
-            token = xml.sax.saxutils.escape(urllib.parse.quote(page[-1][0], safe=""))
-            # Tokens are opaque, and not encoded: this server's own are plain text already.
-            parts.append(f"<NextContinuationToken>{urllib.parse.unquote(token, 'latin-1')}"
-                         "</NextContinuationToken>")
+            parts.append(f"<NextContinuationToken>{page[-1][0].hex()}</NextContinuationToken>")
         for name, found in page:
             encoded = urllib.parse.quote(name, safe="/")
             if found is None:

@@ -9,8 +9,8 @@
 #include "common/base/errno_status.h"
 #include "common/base/units.h"
 #include "gtest/gtest.h"
-#include "test/support/manual_clock.h"
 #include "test/support/pattern_store.h"
+#include "test/support/sim_clock.h"
 
 namespace millrace::fetch {
 namespace {
@@ -226,7 +226,7 @@ TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
 }
 
 TEST_F(ObjectTest, StoreErrorReachesTheReaderAndAReadASecondLaterTriesAgain) {
-  test::ManualClock clock;
+  test::SimClock clock;
   shared_.clock = &clock;
   const auto object = MakeObject("a", 8 * kMiB);
   store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), /*bytes=*/kBlockSize + 10);

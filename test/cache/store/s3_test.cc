@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <map>
 #include <string>
 
@@ -115,6 +116,7 @@ constexpr char kListing[] = R"(<?xml version="1.0" encoding="UTF-8"?>
 <ETag>&quot;fba9dede5f27731c9771645a39863328&quot;</ETag><Size>434234</Size></Contents>
 <Contents><Key>d/huge</Key><Size>9223372036854775807</Size></Contents>
 <Contents><Key>d/impossible</Key><Size>9223372036854775808</Size></Contents>
+<Contents><Key>d/beyond</Key><Size>99999999999999999999</Size></Contents>
 <Contents><Key>d/negative</Key><Size>-1</Size></Contents>
 <CommonPrefixes><Prefix>d/sub/</Prefix></CommonPrefixes>
 <CommonPrefixes><Prefix>d//</Prefix></CommonPrefixes></ListBucketResult>)";
@@ -122,12 +124,14 @@ constexpr char kListing[] = R"(<?xml version="1.0" encoding="UTF-8"?>
 TEST(S3XmlTest, ReadsAListing) {
   const absl::StatusOr<S3Listing> listing = ParseS3Listing(kListing);
   ASSERT_TRUE(listing.ok()) << listing.status();
-  ASSERT_EQ(listing->objects.size(), 2u);
+  ASSERT_EQ(listing->objects.size(), 4u);
   EXPECT_EQ(listing->objects[0].key, "d/a b+c\n");
   EXPECT_EQ(listing->objects[0].size, 434234u);
   EXPECT_EQ(listing->objects[0].etag, "fba9dede5f27731c9771645a39863328");
   EXPECT_EQ(absl::ToUnixMillis(listing->objects[0].mtime), 1255369830250);
   EXPECT_EQ(listing->objects[1].size, 9223372036854775807u);
+  EXPECT_EQ(listing->objects[2].size, 9223372036854775808u);
+  EXPECT_EQ(listing->objects[3].size, std::numeric_limits<uint64_t>::max());
   EXPECT_THAT(listing->prefixes, ElementsAre("d/sub/", "d//"));
   EXPECT_EQ(listing->next_token, "tok/en==");
 }
