@@ -92,9 +92,12 @@ absl::Status CheckGetAnswer(const http::Response& head, const GetRequest& reques
     if (bytes < request.length) {
       return absl::FailedPreconditionError("the object is shorter than when it was listed");
     }
-    if (bytes > request.length || (body_bytes.has_value() && *body_bytes != bytes)) {
+    if (bytes > request.length) {
+      return absl::InvalidArgumentError("the answer is longer than the range asked for");
+    }
+    if (body_bytes.has_value() && *body_bytes != bytes) {
       // Somebody between here and the store cut or grew the answer: another try may fare better.
-      return absl::UnavailableError("the answer's Content-Length is not the length asked for");
+      return absl::UnavailableError("the answer's Content-Length is not that of its range");
     }
   } else if (head.status == 200) {
     object_bytes = body_bytes;
