@@ -163,7 +163,12 @@ absl::string_view Nearest(absl::string_view word,
 
 absl::Status CheckOptions(const Uri& uri, std::initializer_list<absl::string_view> known) {
   for (const auto& [key, value] : uri.options) {
-    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    if (std::find(known.begin(), known.end(), key) != known.end()) {
+      // A variable that was not set: the default it would mean may be somebody else's server.
+      if (!value.empty()) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("the option ", key, " has no value; write ", key, "=VALUE, or leave it out"));
+    }
     std::string message = absl::StrCat(uri.scheme, ":// has no option \"", key.substr(0, 64), "\"");
     const absl::string_view nearest = Nearest(key, known);
     if (!nearest.empty()) absl::StrAppend(&message, "; did you mean \"", nearest, "\"?");

@@ -136,6 +136,8 @@ class UrlTest(BadInputTestCase):
             "http://": (),
             "s3://bucket?endpoint=ftp://host": ("endpoint",),
             f"{self.url}?colour=blue": ("colour",),
+            "s3://bucket?endpoint=": ("endpoint", "no value"),
+            "s3://bucket?region": ("region", "no value"),
             "s3://user:password@bucket/x": (),
         }
         environment = support.environment(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")

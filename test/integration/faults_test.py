@@ -322,7 +322,8 @@ class StalledStoreTest(FaultTestCase):
                 self.assertEqual(reader.wait(support.DEADLINE_S), -number)
                 self.assertLess(time.monotonic() - began, 5)
 
-    def test_after_the_stall_the_bytes_are_right(self):
+    def test_a_stalled_try_is_given_up_and_the_next_one_is_right(self):
+        """After 20 s without a byte, however long the deadline is."""
         mounted = self.mount_behind_proxy("--look-ahead=off")
         reader = self.stalled_reader(mounted, "other")
         reader.kill()

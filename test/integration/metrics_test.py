@@ -53,6 +53,7 @@ class MetricsTest(support.S3TestCase):
         sizes = sum(map(len, self.tree.values()))
         for path in self.tree:
             support.read_all(self.mounted / path)
+        self.assert_fetched(self.mounted, sizes)
         self.assertEqual(self.total("millrace_read_bytes_total"), sizes)
         self.assertEqual(self.total("millrace_read_bytes_total", 'tier="store"'), sizes)
         self.assertEqual(self.total("millrace_store_bytes_total", 'direction="read"'), sizes)
@@ -99,7 +100,12 @@ class MetricsTest(support.S3TestCase):
     def test_status_and_metrics_agree(self):
         for path in self.tree:
             support.read_all(self.mounted / path)
-        self.assertEqual(self.total("millrace_store_bytes_total"), self.mounted.store_bytes())
+        self.assert_fetched(self.mounted, sum(map(len, self.tree.values())))
+        status = self.mounted.status()
+        self.assertEqual(self.total("millrace_store_bytes_total"), status["store"]["bytes"])
+        self.assertEqual(self.total("millrace_read_bytes_total"),
+                         sum(read["bytes"] for read in status["reads"]))
+        self.assertEqual(self.total("millrace_cache_used_bytes"), status["tiers"][0]["used_bytes"])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class TreeTest(support.S3TestCase):
             self.assertEqual(support.tree_digests(mounted.path), expected)
             for path in self.tree:
                 support.drop_page_cache(mounted / path)
-        self.assertEqual(mounted.store_bytes(), sum(SIZES.values()))
+        self.assert_fetched(mounted, sum(SIZES.values()))
 
     def test_warm_then_remount_fetches_nothing(self):
         self.make_bucket(SIZES)

@@ -274,6 +274,7 @@ class Mount:
         return json.loads(result.out)
 
     def store_bytes(self):
+        """Bytes fetched so far. A GET counts when it has ended, a moment after its last reader."""
         return self.status()["store"]["bytes"]
 
     def log(self):
@@ -502,6 +503,11 @@ class MountTestCase(unittest.TestCase):
         line = process.stdout.readline()
         self.assertIn("Mounted", line)
         return process
+
+    def assert_fetched(self, mounted, expected):
+        """So many bytes came from the store, once what is on its way has ended, and no more."""
+        wait_until(lambda: mounted.store_bytes() >= expected, f"{expected} bytes from the store")
+        self.assertEqual(mounted.store_bytes(), expected)
 
     def assert_nothing_left(self):
         self.assertEqual(left_running(self.directory), [])
