@@ -166,8 +166,8 @@ uint64_t Object::CachedBytes(uint64_t offset, uint64_t size) const {
   uint64_t bytes = 0;
   for (uint64_t index = offset / kBlockSize; index * kBlockSize < offset + size; ++index) {
     if (!file->HasBlock(index)) continue;
-    bytes += std::min((index + 1) * kBlockSize, offset + size) -
-             std::max(index * kBlockSize, offset);
+    bytes +=
+        std::min((index + 1) * kBlockSize, offset + size) - std::max(index * kBlockSize, offset);
   }
   return bytes;
 }

@@ -166,8 +166,8 @@ absl::Status CheckOptions(const Uri& uri, std::initializer_list<absl::string_vie
     if (std::find(known.begin(), known.end(), key) != known.end()) {
       // A variable that was not set: the default it would mean may be somebody else's server.
       if (!value.empty()) continue;
-      return absl::InvalidArgumentError(
-          absl::StrCat("the option ", key, " has no value; write ", key, "=VALUE, or leave it out"));
+      return absl::InvalidArgumentError(absl::StrCat("the option ", key, " has no value; write ",
+                                                     key, "=VALUE, or leave it out"));
     }
     std::string message = absl::StrCat(uri.scheme, ":// has no option \"", key.substr(0, 64), "\"");
     const absl::string_view nearest = Nearest(key, known);

@@ -105,11 +105,10 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
           base::MutexLock lock(&gate->mutex);
           ++gate->steps;
         }
-        file->object().Prefetch(
-            offset, size, fetch::Priority::kBulk,
-            [gate, file, steps, offset, size](const absl::Status& status) {
-              gate->StepDone(*file, *steps, offset, size, status);
-            });
+        file->object().Prefetch(offset, size, fetch::Priority::kBulk,
+                                [gate, file, steps, offset, size](const absl::Status& status) {
+                                  gate->StepDone(*file, *steps, offset, size, status);
+                                });
       }
       return !cancelled;
     }));
