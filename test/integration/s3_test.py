@@ -4,6 +4,7 @@
 import os
 import pathlib
 import random
+import subprocess
 import unittest
 
 import support
@@ -231,6 +232,55 @@ class PathStyleTest(support.S3TestCase):
                f"&region={self.s3.region}&path-style=false")
         mounted = self.mount(url, env=support.environment(**self.s3.environment()))
         self.assertEqual(support.read_all(mounted / "a/x"), self.tree["a/x"])
+
+
+class TlsTest(support.S3TestCase):
+    """A server whose certificate only the right `ca-file` vouches for."""
+
+    def setUp(self):
+        super().setUp()
+        self.s3.stop()
+        self.ca = self.certificate("server")
+        self.s3 = support.s3_server.S3Server(
+            self.buckets, options=["--cert", str(self.ca), "--key", str(self.key_of(self.ca))])
+        self.s3.start()
+        self.addCleanup(self.s3.stop)
+        self.env = support.environment(**self.s3.environment())
+        self.make_bucket({"a/x": 3 * MIB + 1, "a/y": 10})
+
+    def key_of(self, certificate):
+        return certificate.with_suffix(".key")
+
+    def certificate(self, name):
+        """Signed by itself, for 127.0.0.1."""
+        certificate = self.directory / f"{name}.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+             "-nodes", "-days", "2", "-subj", f"/CN={name}",
+             "-addext", "subjectAltName=IP:127.0.0.1",
+             "-keyout", str(self.key_of(certificate)), "-out", str(certificate)],
+            check=True, capture_output=True)
+        return certificate
+
+    def refused(self, url):
+        words = self.mount_command(url)
+        result = support.millrace("mount", *words, env=self.env)
+        self.assertEqual(result.code, 2, result.err)
+        self.assertIsNone(support.mount_entry(words[-1]))
+        self.assert_nothing_left()
+        self.assert_one_line(result.err, "certificate")
+
+    def test_bytes_come_over_tls(self):
+        mounted = self.mount(self.s3.url("bucket") + f"&ca-file={self.ca}", env=self.env)
+        self.assertTrue(self.s3.endpoint.startswith("https://"))
+        self.assertEqual(support.tree_digests(mounted.path),
+                         {path: support.sha256(data) for path, data in self.tree.items()})
+
+    def test_an_unknown_certificate_is_refused(self):
+        self.refused(self.s3.url("bucket"))
+
+    def test_anothers_certificate_is_refused(self):
+        self.refused(self.s3.url("bucket") + f"&ca-file={self.certificate('another')}")
 
 
 if __name__ == "__main__":
