@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <deque>
 #include <utility>
 #include <vector>
 
@@ -19,6 +18,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "cache/store/sample.h"
 #include "common/base/clock.h"
 #include "common/base/errno_status.h"
 #include "common/base/status_macros.h"
@@ -32,7 +32,6 @@ namespace {
 // readers at once.
 constexpr size_t kPieceBytes = base::kMiB;
 constexpr size_t kDirectoryBufferBytes = 64 * base::kKiB;
-// Directories a sample looks into, however few objects they hold.
 constexpr size_t kSampleDirectoriesMax = 64;
 
 // The record of getdents64(2), which no header of the C library declares.
@@ -279,26 +278,7 @@ absl::Status FileStore::Get(const GetRequest& request, BodySink sink, const Call
 }
 
 absl::StatusOr<std::vector<Entry>> FileStore::Sample(size_t max_objects, const CallOptions& call) {
-  std::vector<Entry> sample;
-  std::deque<std::string> directories = {""};
-  for (size_t seen = 0; seen < kSampleDirectoriesMax && !directories.empty(); ++seen) {
-    const std::string path = std::move(directories.front());
-    directories.pop_front();
-    absl::StatusOr<ListPage> page = List(path, "", max_objects, call);
-    // The root must be there; a directory that went away or is closed to us is no sample.
-    if (!page.ok() && path.empty()) return page.status();
-    if (!page.ok()) continue;
-    for (Entry& entry : page->entries) {
-      if (!path.empty()) entry.name = absl::StrCat(path, "/", entry.name);
-      if (entry.kind == EntryKind::kDirectory) {
-        if (directories.size() < kSampleDirectoriesMax) directories.push_back(entry.name);
-      } else if (sample.size() < max_objects) {
-        sample.push_back(std::move(entry));
-      }
-    }
-    if (sample.size() >= max_objects) break;
-  }
-  return sample;
+  return SampleDirectories(*this, max_objects, kSampleDirectoriesMax, call);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "cache/store/html_index.h"
 #include "cache/store/http_answer.h"
+#include "cache/store/sample.h"
 #include "common/base/mutex.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
@@ -387,25 +388,7 @@ absl::Status HttpStore::Get(const GetRequest& get, BodySink sink, const CallOpti
 }
 
 absl::StatusOr<std::vector<Entry>> HttpStore::Sample(size_t max_objects, const CallOptions& call) {
-  std::vector<Entry> sample;
-  std::deque<std::string> directories = {""};
-  for (size_t seen = 0; seen < kSampleDirectoriesMax && !directories.empty(); ++seen) {
-    const std::string path = std::move(directories.front());
-    directories.pop_front();
-    absl::StatusOr<ListPage> page = List(path, "", max_objects, call);
-    if (!page.ok() && path.empty()) return page.status();
-    if (!page.ok()) continue;
-    for (Entry& entry : page->entries) {
-      if (!path.empty()) entry.name = absl::StrCat(path, "/", entry.name);
-      if (entry.kind == EntryKind::kDirectory) {
-        if (directories.size() < kSampleDirectoriesMax) directories.push_back(entry.name);
-      } else if (sample.size() < max_objects) {
-        sample.push_back(std::move(entry));
-      }
-    }
-    if (sample.size() >= max_objects) break;
-  }
-  return sample;
+  return SampleDirectories(*this, max_objects, kSampleDirectoriesMax, call);
 }
 
 }  // namespace
