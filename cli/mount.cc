@@ -1,6 +1,6 @@
 // millrace mount: starts the daemon of a mount and waits until it answers.
 //
-// The daemon knows the options (fuse/daemon/options.h); this command only hands them over, so
+// The daemon knows the options (fuse/options/options.h); this command only hands them over, so
 // there is one parser and one help text.
 #include <poll.h>
 #include <signal.h>

@@ -110,7 +110,7 @@ control::StatusReport Daemon::Status() const {
   report.pid = static_cast<uint64_t>(getpid());
   report.started_unix = static_cast<uint64_t>(absl::ToUnixSeconds(started_));
   report.profile = std::string(vfs::ProfileName(mount_->vfs().profile()));
-  report.profile_reason = options_.profile == vfs::Profile::kAuto
+  report.profile_reason = options_.profile == options::Profile::kAuto
                               ? "chosen from a sample of the source"
                               : "asked for with --profile";
   report.io = io_name_;

@@ -47,9 +47,21 @@ uint64_t BufferBudget(uint64_t limit) {
   return limit - std::max<uint64_t>(16 * base::kMiB, limit / 8);
 }
 
+vfs::Profile ProfileOf(options::Profile profile) {
+  switch (profile) {
+    case options::Profile::kSmallFiles:
+      return vfs::Profile::kSmallFiles;
+    case options::Profile::kLargeFiles:
+      return vfs::Profile::kLargeFiles;
+    case options::Profile::kAuto:
+      break;
+  }
+  return vfs::Profile::kAuto;
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const MountOptions& options) {
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions& options) {
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   daemon->metrics_ = std::make_unique<metrics::Metrics>(base::kVersion);
   if (!options.metrics_address.empty()) {
@@ -110,12 +122,12 @@ absl::Status Daemon::OpenSources() {
 
 absl::Status Daemon::OpenCache() {
   const size_t descriptors = RaiseDescriptorLimit();
-  if (options_.io != Io::kPosix) {
+  if (options_.io != options::Io::kPosix) {
     absl::StatusOr<std::unique_ptr<io::FileIo>> uring = io::NewUringFileIo(kRingEntries);
     if (uring.ok()) {
       file_io_ = *std::move(uring);
       io_name_ = "io_uring";
-    } else if (options_.io == Io::kUring) {
+    } else if (options_.io == options::Io::kUring) {
       return uring.status();
     } else {
       warnings_.push_back(absl::StrCat("no io_uring: ", uring.status().message()));
@@ -161,7 +173,7 @@ absl::Status Daemon::MountFileSystem() {
   mount.directory_mode = options_.dir_mode;
   mount.allow_other = options_.allow_other;
   // A mount without OPEN cannot use it.
-  mount.passthrough = options_.passthrough && options_.profile != vfs::Profile::kSmallFiles;
+  mount.passthrough = options_.passthrough && options_.profile != options::Profile::kSmallFiles;
   mount.negative_timeout = std::min(options_.refresh, absl::Seconds(60));
   for (const tier::TierOptions& option : options_.tiers) {
     if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
@@ -171,7 +183,7 @@ absl::Status Daemon::MountFileSystem() {
                   mount,
                   [this](vfs::BackingFiles* backing) {
                     vfs::VfsOptions options;
-                    options.profile = options_.profile;
+                    options.profile = ProfileOf(options_.profile);
                     options.look_ahead = options_.look_ahead;
                     // About 1 KiB each: an eighth of the limit at most.
                     options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
@@ -188,7 +200,7 @@ absl::Status Daemon::MountFileSystem() {
                     capacity.files = tree_->Stats().files;
                     return capacity;
                   }));
-  if (options_.profile == vfs::Profile::kAuto) {
+  if (options_.profile == options::Profile::kAuto) {
     sampler_ = std::thread([this] { ChooseProfileFromSample(); });
   }
   return absl::OkStatus();
@@ -266,14 +278,14 @@ control::ReadySummary Daemon::Summary() const {
   const adapter::Features features = mount_->features();
   summary.facts.emplace_back("passthrough", features.passthrough
                                                 ? "yes: complete files are read by the kernel alone"
-                                            : options_.profile == vfs::Profile::kSmallFiles
+                                            : options_.profile == options::Profile::kSmallFiles
                                                 ? "not with --profile small-files"
                                                 : "no: it needs Linux 6.9 and root");
   summary.facts.emplace_back("cache reads", io_name_);
   summary.facts.emplace_back(
-      "profile", options_.profile == vfs::Profile::kAuto
+      "profile", options_.profile == options::Profile::kAuto
                      ? "auto: chosen from a sample before the first open; see millrace status"
-                     : std::string(vfs::ProfileName(options_.profile)));
+                     : std::string(vfs::ProfileName(ProfileOf(options_.profile))));
   summary.warnings = warnings_;
   return summary;
 }

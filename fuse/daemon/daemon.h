@@ -16,7 +16,7 @@
 #include "common/metrics/rate_sampler.h"
 #include "fuse/adapter/mount.h"
 #include "fuse/daemon/observers.h"
-#include "fuse/daemon/options.h"
+#include "fuse/options/options.h"
 #include "fuse/vfs/tree.h"
 #include "fuse/vfs/vfs.h"
 
@@ -29,8 +29,8 @@ class Daemon {
   ~Daemon() { EndThreads(); }
 
   // Opens the sources and the cache; nothing is mounted yet, so a process that ends here leaves
-  // nothing behind. REQUIRES: ValidateMount accepted `options`.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Open(const MountOptions& options);
+  // nothing behind. REQUIRES: options::ValidateMount accepted `options`.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Open(const options::MountOptions& options);
 
   // Mounts and returns when the mount answers. Once.
   absl::Status Serve(const std::string& control_socket);
@@ -48,7 +48,7 @@ class Daemon {
   void Stop();
 
  private:
-  explicit Daemon(const MountOptions& options) : options_(options) {}
+  explicit Daemon(const options::MountOptions& options) : options_(options) {}
 
   absl::Status OpenSources();
   absl::Status OpenCache();
@@ -65,7 +65,7 @@ class Daemon {
   absl::Status HandleEvict(const control::PathsRequest& request, control::ResponseStream& stream);
   control::StatusReport Status() const;
 
-  const MountOptions options_;
+  const options::MountOptions options_;
   const absl::Time started_ = absl::Now();
   std::string io_name_;
   std::vector<std::string> warnings_;

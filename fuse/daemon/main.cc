@@ -18,8 +18,8 @@
 #include "common/control/ready.h"
 #include "common/control/run_directory.h"
 #include "fuse/daemon/daemon.h"
-#include "fuse/daemon/options.h"
-#include "fuse/daemon/validate.h"
+#include "fuse/options/options.h"
+#include "fuse/options/validate.h"
 
 namespace millrace::daemon {
 namespace {
@@ -64,22 +64,23 @@ class StopSignals {
   Daemon* daemon_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
-absl::StatusOr<MountOptions> Prepare(const std::vector<std::string>& arguments, bool* help) {
-  ASSIGN_OR_RETURN(ParsedMount parsed, ParseMountOptions(arguments));
+absl::StatusOr<options::MountOptions> Prepare(const std::vector<std::string>& arguments,
+                                              bool* help) {
+  ASSIGN_OR_RETURN(options::ParsedMount parsed, options::ParseMountOptions(arguments));
   *help = parsed.help;
   if (parsed.help) return parsed.options;
   ASSIGN_OR_RETURN(const std::vector<base::MountEntry> mounts, base::ReadMountTable());
-  RETURN_IF_ERROR(ValidateMount(mounts, control::CacheBase(), &parsed.options));
+  RETURN_IF_ERROR(options::ValidateMount(mounts, control::CacheBase(), &parsed.options));
   return parsed.options;
 }
 
 int Run(const std::vector<std::string>& arguments) {
-  control::ReadyNotifier ready(FindReadyFd(arguments));
+  control::ReadyNotifier ready(options::FindReadyFd(arguments));
   bool help = false;
-  const absl::StatusOr<MountOptions> options = Prepare(arguments, &help);
+  const absl::StatusOr<options::MountOptions> options = Prepare(arguments, &help);
   if (!options.ok()) return ready.Failed(options.status());
   if (help) {
-    std::fputs(MountHelp().c_str(), stdout);
+    std::fputs(options::MountHelp().c_str(), stdout);
     return 0;
   }
   base::SetLogThreshold(options->log_level);

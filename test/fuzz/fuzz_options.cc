@@ -8,7 +8,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/string_view.h"
-#include "fuse/daemon/options.h"
+#include "fuse/options/options.h"
 
 namespace {
 
@@ -28,7 +28,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<std::string> arguments;
   for (uint32_t i = 0; i < count && !text.empty(); ++i) arguments.emplace_back(TakeLine(&text));
   // The entry with the file's text at hand: --config must not read whatever the input names.
-  const auto mount = millrace::daemon::ParseMountOptionsWithConfig(arguments, text, "fuzz");
+  const auto mount = millrace::options::ParseMountOptionsWithConfig(arguments, text, "fuzz");
   if (!mount.ok() && mount.status().message().empty()) __builtin_trap();
   return 0;
 }

@@ -1,5 +1,5 @@
-// Unit tests of fuse/daemon/{options,runtime_config,validate}: what a mount is asked to be.
-#include "fuse/daemon/options.h"
+// Unit tests of fuse/options/{options,runtime_config,validate}: what a mount is asked to be.
+#include "fuse/options/options.h"
 
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -14,12 +14,12 @@
 #include "common/base/flags.h"
 #include "common/base/mount_table.h"
 #include "common/base/paths.h"
-#include "fuse/daemon/runtime_config.h"
-#include "fuse/daemon/validate.h"
+#include "fuse/options/runtime_config.h"
+#include "fuse/options/validate.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 namespace {
 
 using ::testing::ElementsAre;
@@ -390,4 +390,4 @@ TEST_F(ValidateTest, ChoosesADefaultTier) {
 }
 
 }  // namespace
-}  // namespace millrace::daemon
+}  // namespace millrace::options

@@ -12,9 +12,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "common/base/mount_table.h"
-#include "fuse/daemon/options.h"
+#include "fuse/options/options.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 
 // Makes mountpoint and tier paths absolute, fills in the default tier, and checks all of them.
 // `mounts` is the machine's mount table, `cache_base` the directory of default tiers
@@ -22,4 +22,4 @@ namespace millrace::daemon {
 absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
                            absl::string_view cache_base, MountOptions* options);
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options

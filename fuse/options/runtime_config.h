@@ -24,7 +24,7 @@
 #include "absl/strings/string_view.h"
 #include "cache/tier/tiered_cache.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 
 struct RuntimeConfig {
   // NAME=URL?options. A mount whose path is "/" has no name: it is the root. Secrets stay in
@@ -39,4 +39,4 @@ struct RuntimeConfig {
 
 absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view json);
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options

@@ -20,12 +20,11 @@
 #include "cache/tier/tiered_cache.h"
 #include "common/base/log.h"
 #include "common/base/units.h"
-#include "fuse/vfs/profile.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 
-using vfs::Profile;
-
+// What a mount is tuned for (ARCHITECTURE.md); kAuto looks at a sample of the source.
+enum class Profile { kSmallFiles, kLargeFiles, kAuto };
 // How cache files are read: kAuto takes io_uring where the kernel allows it.
 enum class Io { kAuto, kUring, kPosix };
 
@@ -82,4 +81,4 @@ std::string MountHelp();
 // NAME of "NAME=URL", and "" where there is none. The rule of store::ParseUri.
 absl::string_view SourceName(absl::string_view source);
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options

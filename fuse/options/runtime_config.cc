@@ -1,4 +1,4 @@
-#include "fuse/daemon/runtime_config.h"
+#include "fuse/options/runtime_config.h"
 
 #include <cmath>
 
@@ -12,7 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 namespace {
 
 using base::Json;
@@ -223,4 +223,4 @@ absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text) {
   return config;
 }
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options

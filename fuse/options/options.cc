@@ -1,4 +1,4 @@
-#include "fuse/daemon/options.h"
+#include "fuse/options/options.h"
 
 #include <unistd.h>
 
@@ -14,9 +14,9 @@
 #include "common/base/file_text.h"
 #include "common/base/flags.h"
 #include "common/base/status_macros.h"
-#include "fuse/daemon/runtime_config.h"
+#include "fuse/options/runtime_config.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 namespace {
 
 constexpr size_t kConfigSizeMax = 4 << 20;
@@ -388,4 +388,4 @@ absl::string_view SourceName(absl::string_view source) {
   return source.substr(0, equals);
 }
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options

@@ -1,4 +1,4 @@
-#include "fuse/daemon/validate.h"
+#include "fuse/options/validate.h"
 
 #include <dirent.h>
 #include <ftw.h>
@@ -21,7 +21,7 @@
 #include "common/base/units.h"
 #include "common/control/run_directory.h"
 
-namespace millrace::daemon {
+namespace millrace::options {
 namespace {
 
 constexpr uint64_t kDefaultQuota = 10 * base::kGiB;
@@ -206,4 +206,4 @@ absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
   return absl::OkStatus();
 }
 
-}  // namespace millrace::daemon
+}  // namespace millrace::options
