@@ -47,6 +47,18 @@ std::optional<Credentials> FromEnvironment(absl::string_view prefix, absl::strin
   return Credentials{*id, *key, environment(absl::StrCat(prefix, "SESSION_TOKEN")).value_or("")};
 }
 
+// A file or a profile that was asked for comes before the environment.
+std::optional<Credentials> FromEnvironment(const CredentialsQuery& query,
+                                           const Environment& environment) {
+  if (!query.key_file.empty() || !query.profile.empty()) return std::nullopt;
+  std::optional<Credentials> found;
+  if (!query.environment_prefix.empty()) {
+    found = FromEnvironment(query.environment_prefix, "ACCESS_KEY_SECRET", environment);
+  }
+  if (!found.has_value()) found = FromEnvironment("AWS_", "SECRET_ACCESS_KEY", environment);
+  return found;
+}
+
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   const base::UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.valid()) {
@@ -136,27 +148,26 @@ absl::StatusOr<Credentials> ParseCredentials(absl::string_view text, absl::strin
   return credentials;
 }
 
-absl::StatusOr<Credentials> FindCredentials(const CredentialsQuery& query,
-                                            const Environment& environment) {
-  const std::string profile =
-      !query.profile.empty() ? query.profile : environment("AWS_PROFILE").value_or("default");
-  std::string path = query.key_file;
-  if (path.empty() && query.profile.empty()) {
-    std::optional<Credentials> found;
-    if (!query.environment_prefix.empty()) {
-      found = FromEnvironment(query.environment_prefix, "ACCESS_KEY_SECRET", environment);
-    }
-    if (!found.has_value()) found = FromEnvironment("AWS_", "SECRET_ACCESS_KEY", environment);
-    if (found.has_value()) {
-      if (absl::Status status = CheckUsable(*found); !status.ok()) return status;
-      return *std::move(found);
-    }
-  }
-  if (path.empty()) path = environment("AWS_SHARED_CREDENTIALS_FILE").value_or("");
+std::string CredentialsFile(const CredentialsQuery& query, const Environment& environment) {
+  if (!query.key_file.empty()) return query.key_file;
+  if (FromEnvironment(query, environment).has_value()) return "";
+  std::string path = environment("AWS_SHARED_CREDENTIALS_FILE").value_or("");
   if (path.empty()) {
     const std::optional<std::string> home = environment("HOME");
     if (home.has_value() && !home->empty()) path = absl::StrCat(*home, "/.aws/credentials");
   }
+  return path;
+}
+
+absl::StatusOr<Credentials> FindCredentials(const CredentialsQuery& query,
+                                            const Environment& environment) {
+  if (std::optional<Credentials> found = FromEnvironment(query, environment); found.has_value()) {
+    if (absl::Status status = CheckUsable(*found); !status.ok()) return status;
+    return *std::move(found);
+  }
+  const std::string profile =
+      !query.profile.empty() ? query.profile : environment("AWS_PROFILE").value_or("default");
+  const std::string path = CredentialsFile(query, environment);
   const bool chosen = !query.key_file.empty() || !query.profile.empty();
   absl::Status reason = absl::NotFoundError("there is no home directory");
   if (!path.empty()) {

@@ -33,6 +33,10 @@ struct CredentialsQuery {
   std::string environment_prefix;
 };
 
+// The file that FindCredentials reads; empty when the environment has what it needs, or when there
+// is no home directory.
+std::string CredentialsFile(const CredentialsQuery& query, const Environment& environment);
+
 // InvalidArgument says what was looked for and what to set.
 absl::StatusOr<Credentials> FindCredentials(const CredentialsQuery& query,
                                             const Environment& environment);

@@ -99,6 +99,19 @@ absl::Status FindEndpoint(const Uri& uri, const Environment& environment, S3Opti
 
 }  // namespace
 
+CredentialsQuery S3CredentialsQuery(const Uri& uri) {
+  CredentialsQuery query;
+  query.key_file = std::string(OptionOr(uri, "access-key-file", ""));
+  query.profile = std::string(OptionOr(uri, "profile", ""));
+  if (uri.scheme == "oss") query.environment_prefix = "OSS_";
+  return query;
+}
+
+std::string S3CaFile(const Uri& uri, const Environment& environment) {
+  const absl::string_view file = OptionOr(uri, "ca-file", "");
+  return file.empty() ? FirstOf(environment, {"AWS_CA_BUNDLE"}) : std::string(file);
+}
+
 absl::StatusOr<S3Options> S3OptionsFromUri(const Uri& uri, const Environment& environment) {
   RETURN_IF_ERROR(CheckOptions(uri, {"endpoint", "region", "path-style", "anonymous",
                                      "access-key-file", "profile", "ca-file"}));
@@ -126,16 +139,11 @@ absl::StatusOr<S3Options> S3OptionsFromUri(const Uri& uri, const Environment& en
                        absl::EndsWith(options.endpoint, ".aliyuncs.com");
   ASSIGN_OR_RETURN(options.path_style,
                    BoolOptionOr(uri, "path-style", !vendors || !IsHostLabel(options.bucket)));
-  options.ca_file = std::string(OptionOr(uri, "ca-file", ""));
-  if (options.ca_file.empty()) options.ca_file = FirstOf(environment, {"AWS_CA_BUNDLE"});
+  options.ca_file = S3CaFile(uri, environment);
 
   ASSIGN_OR_RETURN(const bool anonymous, BoolOptionOr(uri, "anonymous", false));
   if (!anonymous) {
-    CredentialsQuery query;
-    query.key_file = std::string(OptionOr(uri, "access-key-file", ""));
-    query.profile = std::string(OptionOr(uri, "profile", ""));
-    if (uri.scheme == "oss") query.environment_prefix = "OSS_";
-    absl::StatusOr<Credentials> credentials = FindCredentials(query, environment);
+    absl::StatusOr<Credentials> credentials = FindCredentials(S3CredentialsQuery(uri), environment);
     if (!credentials.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat(uri.text, ": ", credentials.status().message()));

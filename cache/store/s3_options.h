@@ -29,4 +29,9 @@ struct S3Options {
 // An endpoint that is not the vendor's own gets path-style unless the URL says otherwise.
 absl::StatusOr<S3Options> S3OptionsFromUri(const Uri& uri, const Environment& environment);
 
+// Parts of it: where the credentials are looked for, and the file of the trusted CAs (empty: the
+// system's).
+CredentialsQuery S3CredentialsQuery(const Uri& uri);
+std::string S3CaFile(const Uri& uri, const Environment& environment);
+
 }  // namespace millrace::store

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "cache/store/local_files.h"
 #include "cache/store/s3_store.h"
 #include "cache/store/s3_xml.h"
 #include "test/support/child_process.h"
@@ -20,6 +21,7 @@ using test::HttpHead;
 using test::ScriptedHttpServer;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
 
 Environment Fake(std::map<std::string, std::string> values) {
@@ -101,6 +103,37 @@ TEST(CredentialsTest, TheKeyFileComesFirst) {
   EXPECT_EQ(options->credentials->access_key_id, "FILEID");
   const auto missing = Options("s3://bucket?access-key-file=" + path + "x", WithKeys());
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr(path + "x"));
+}
+
+// What the starter of a daemon must know is what the daemon then reads.
+TEST(LocalFilesTest, AreThoseThatOpeningReads) {
+  const auto files = [](const char* source, const Environment& environment) {
+    const absl::StatusOr<LocalFiles> local = LocalFilesOf(source, environment);
+    EXPECT_TRUE(local.ok()) << local.status();
+    return local.ok() ? local->files : std::vector<std::string>();
+  };
+  const Environment home = Fake({{"HOME", "/home/me"}});
+  EXPECT_THAT(files("s3://bucket", WithKeys()), IsEmpty());
+  EXPECT_THAT(files("s3://bucket?anonymous=true", home), IsEmpty());
+  EXPECT_THAT(files("s3://bucket", home), ElementsAre("/home/me/.aws/credentials"));
+  EXPECT_THAT(files("train=oss://bucket", Fake({{"AWS_SHARED_CREDENTIALS_FILE", "/keys"}})),
+              ElementsAre("/keys"));
+  EXPECT_THAT(files("s3://bucket?access-key-file=/run/key&ca-file=/ca.pem", WithKeys()),
+              ElementsAre("/run/key", "/ca.pem"));
+  EXPECT_THAT(files("s3://bucket", Fake({{"AWS_CA_BUNDLE", "/bundle"}})), ElementsAre("/bundle"));
+  EXPECT_THAT(files("https://host/dir/?ca-file=/ca.pem", home), ElementsAre("/ca.pem"));
+  EXPECT_THAT(files("file:///srv/a%20b", home), IsEmpty());
+  EXPECT_THAT(LocalFilesOf("x=file:///srv/a%20b/", home)->directories, ElementsAre("/srv/a b"));
+  EXPECT_FALSE(LocalFilesOf("no url", home).ok());
+}
+
+// A profile that was asked for is read from the file, whatever keys the environment has.
+TEST(LocalFilesTest, AProfileComesBeforeTheEnvironment) {
+  const Environment environment = Fake({{"HOME", "/home/me"},
+                                        {"AWS_ACCESS_KEY_ID", "AKID"},
+                                        {"AWS_SECRET_ACCESS_KEY", "s3cr3t-key"}});
+  EXPECT_THAT(LocalFilesOf("s3://bucket?profile=p", environment)->files,
+              ElementsAre("/home/me/.aws/credentials"));
 }
 
 TEST(S3UrlTest, KeysAreEncodedOnceAndDotsKept) {
