@@ -3,15 +3,14 @@
 #define FUSE_USE_VERSION 318
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <poll.h>
 #include <signal.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <thread>
 #include <vector>
 
@@ -20,7 +19,9 @@
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
 #include "common/base/mutex.h"
+#include "common/base/status_macros.h"
 #include "fuse/adapter/errno_map.h"
+#include "fuse/adapter/in_flight.h"
 #include "fuse/adapter/notifier.h"
 
 namespace millrace::adapter {
@@ -29,14 +30,13 @@ namespace {
 // Nodes keep their attributes and names until the tree says otherwise (Invalidator).
 constexpr double kForever = 365.0 * 24 * 3600;
 
-// include/uapi/linux/fuse.h of Linux 6.9, which Debian 12's headers do not have yet.
-struct BackingMap {
-  int32_t fd;
-  uint32_t flags;
-  uint64_t padding;
-};
-constexpr unsigned long kBackingOpen = _IOW(229, 1, BackingMap);
-constexpr unsigned long kBackingClose = _IOW(229, 2, uint32_t);
+// include/uapi/linux/fuse.h of Linux 6.9, which Debian 12's headers do not have yet: the kernel
+// sends again, with this bit in their numbers, the requests that were taken and not answered.
+constexpr int kNotifyResend = 7;
+constexpr uint64_t kUniqueResend = uint64_t{1} << 63;
+
+// INIT waits in the device as soon as it is mounted.
+constexpr int kInitTimeoutMs = 30'000;
 
 // Interrupts a serving thread's read of /dev/fuse; its handler does nothing.
 constexpr int kWakeSignal = SIGUSR1;
@@ -56,11 +56,21 @@ enum Operation : size_t {
   kXattr,
 };
 
+// The number of the request that this thread is processing, as the kernel gave it. libfuse keeps it
+// to itself. 0 with the io_uring transport, whose requests are never sent again.
+thread_local uint64_t current_unique = 0;
+
+vfs::Vfs::OpenRequest CurrentRequest() {
+  return {.unique = current_unique & ~kUniqueResend,
+          .resent = (current_unique & kUniqueResend) != 0};
+}
+
 // A read that may be answered by its completion or by the kernel's wish to interrupt it, whichever
 // comes first. An application that is killed while the store hangs goes away at once.
 class PendingRead : public std::enable_shared_from_this<PendingRead> {
  public:
-  explicit PendingRead(fuse_req_t request) : request_(request) {}
+  PendingRead(fuse_req_t request, InFlight::Token token)
+      : request_(request), token_(std::move(token)) {}
 
   // True for the one who may answer.
   bool Claim() {
@@ -82,9 +92,12 @@ class PendingRead : public std::enable_shared_from_this<PendingRead> {
     if (!answered_) registration();
   }
   fuse_req_t request() const { return request_; }
+  // By the one who answered. The read itself may go on.
+  void Answered() { token_.Done(); }
 
  private:
   const fuse_req_t request_;
+  InFlight::Token token_;
   base::Mutex mutex_;
   bool answered_ ABSL_GUARDED_BY(mutex_) = false;
 };
@@ -116,12 +129,15 @@ class SlowReads {
   absl::flat_hash_map<fuse_req_t, std::weak_ptr<PendingRead>> reads_ ABSL_GUARDED_BY(mutex_);
 };
 
-class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFiles {
+class FuseMount : public Mount, public vfs::Invalidator {
  public:
-  FuseMount(const MountOptions& options,
+  FuseMount(const MountOptions& options, Session session,
             absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
             absl::AnyInvocable<Capacity()> capacity)
-      : options_(options), make_vfs_(std::move(make_vfs)), capacity_(std::move(capacity)) {}
+      : options_(options),
+        from_(std::move(session)),
+        make_vfs_(std::move(make_vfs)),
+        capacity_(std::move(capacity)) {}
   ~FuseMount() override;
 
   absl::Status Start();
@@ -131,15 +147,12 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   const OperationCounts& operations() const override { return operations_; }
   void Wait() override;
   void Stop() override;
+  bool Detach(absl::Duration timeout) override;
 
   // Invalidator.
   void EntryChanged(vfs::NodeId parent, absl::string_view name) override;
   void DirectoryChanged(vfs::NodeId directory) override;
   void EntryExpired(vfs::NodeId parent, absl::string_view name) override;
-
-  // BackingFiles.
-  absl::StatusOr<int> Open(int fd) override;
-  void Close(int backing_id) override;
 
   // Requests.
   void Init(fuse_conn_info* connection);
@@ -151,7 +164,10 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   void Opendir(fuse_req_t request, fuse_ino_t node, const fuse_file_info& info);
   void Readdir(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
                const fuse_file_info& info, bool plus);
-  void Releasedir(fuse_req_t request, const fuse_file_info& info);
+  void Releasedir(fuse_req_t request, const fuse_file_info& info) {
+    vfs_->ReleaseDirectory(info.fh);
+    fuse_reply_err(request, 0);
+  }
   void Statfs(fuse_req_t request);
   void Getxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size);
   void Listxattr(fuse_req_t request, fuse_ino_t node, size_t size);
@@ -166,12 +182,15 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   void TellEntry(vfs::NodeId parent, absl::string_view name, NotifyEntry notify);
   struct stat StatOf(const vfs::Attributes& attributes) const;
   fuse_entry_param EntryOf(const vfs::Attributes& attributes) const;
+  absl::Status MakeSession();
+  absl::Status TakeOver();
+  absl::Status BeginSession();
+  void Process(const fuse_buf& buffer);
   void Serve();
   void EndServing();
-  void RaiseReadAhead();
-  absl::Status AwaitAnswer();
 
   const MountOptions options_;
+  Session from_;
   absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs_;
   absl::AnyInvocable<Capacity()> capacity_;
 
@@ -180,13 +199,14 @@ class FuseMount : public Mount, public vfs::Invalidator, public vfs::BackingFile
   OperationCounts operations_ = {};
   std::unique_ptr<vfs::Vfs> vfs_;
   std::vector<std::thread> threads_;
+  InFlight in_flight_;
+  std::atomic<bool> detaching_{false};
   SlowReads slow_reads_;
   Notifier notifier_;
 
   base::Mutex mutex_;
   base::CondVar ended_;
   size_t serving_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool mounted_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 FuseMount* Self(fuse_req_t request) { return static_cast<FuseMount*>(fuse_req_userdata(request)); }
@@ -324,35 +344,38 @@ void FuseMount::Init(fuse_conn_info* connection) {
     fuse_unset_feature_flag(connection, flag);
   }
   features_.without_open = fuse_get_feature_flag(connection, FUSE_CAP_NO_OPEN_SUPPORT);
-  // The kernel offers passthrough to anybody; registering a backing file takes CAP_SYS_ADMIN.
-  features_.passthrough = options_.passthrough && geteuid() == 0 &&
+  // The kernel offers passthrough to anybody; registering a backing file takes CAP_SYS_ADMIN, which
+  // the holder of the session has or not.
+  features_.passthrough = options_.passthrough && from_.backing != nullptr &&
                           fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
   if (features_.passthrough) connection->max_backing_stack_depth = options_.backing_stack_depth;
-  vfs_ = make_vfs_(features_.passthrough ? this : nullptr);
+  vfs_ = make_vfs_(features_.passthrough ? from_.backing : nullptr);
   vfs_->tree().SetInvalidator(this);
 }
 
 void FuseMount::Lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
-  vfs_->tree().Lookup(
-      parent, name,
-      [this, request, parent, name = std::string(name)](absl::StatusOr<vfs::Attributes> found) {
-        if (found.ok()) {
-          const fuse_entry_param entry = EntryOf(*found);
-          // An interrupted lookup's reply is dropped by the kernel, and its count with it.
-          if (fuse_reply_entry(request, &entry) == -ENOENT) vfs_->Forget(found->id, 1);
-          return;
-        }
-        const int error = ErrnoFor(found.status());
-        if (error == ENOENT) {
-          fuse_entry_param negative = {};
-          negative.entry_timeout = absl::ToDoubleSeconds(options_.negative_timeout);
-          fuse_reply_entry(request, &negative);
-          return;
-        }
-        base::Log(base::Severity::kWarning, "lookup failed",
-                  {{"name", name}, {"cause", found.status().ToString()}});
-        fuse_reply_err(request, error);
-      });
+  vfs_->tree().Lookup(parent, name,
+                      [this, request, parent, name = std::string(name),
+                       token = in_flight_.Begin()](absl::StatusOr<vfs::Attributes> found) {
+                        if (found.ok()) {
+                          const fuse_entry_param entry = EntryOf(*found);
+                          // An interrupted lookup's reply is dropped by the kernel, and its count
+                          // with it.
+                          if (fuse_reply_entry(request, &entry) == -ENOENT)
+                            vfs_->Forget(found->id, 1);
+                          return;
+                        }
+                        const int error = ErrnoFor(found.status());
+                        if (error == ENOENT) {
+                          fuse_entry_param negative = {};
+                          negative.entry_timeout = absl::ToDoubleSeconds(options_.negative_timeout);
+                          fuse_reply_entry(request, &negative);
+                          return;
+                        }
+                        base::Log(base::Severity::kWarning, "lookup failed",
+                                  {{"name", name}, {"cause", found.status().ToString()}});
+                        fuse_reply_err(request, error);
+                      });
 }
 
 void FuseMount::Getattr(fuse_req_t request, fuse_ino_t node) {
@@ -367,59 +390,54 @@ void FuseMount::Getattr(fuse_req_t request, fuse_ino_t node) {
 
 // The mode of an open file travels in its handle, so that RELEASE needs no table: the lowest bit
 // says passthrough.
-uint64_t PackHandle(uint64_t handle, vfs::OpenMode mode) {
-  return handle << 1 | (mode == vfs::OpenMode::kPassthrough ? 1 : 0);
-}
-vfs::OpenMode ModeOf(uint64_t packed) {
-  return packed & 1 ? vfs::OpenMode::kPassthrough : vfs::OpenMode::kCached;
-}
-
 void FuseMount::OpenFile(fuse_req_t request, fuse_ino_t node, const fuse_file_info& info) {
   if ((info.flags & O_ACCMODE) != O_RDONLY) {
     fuse_reply_err(request, EROFS);
     return;
   }
-  vfs_->Open(
-      node, [this, request, node, info = info](absl::StatusOr<vfs::Vfs::OpenReply> opened) mutable {
-        if (!opened.ok()) {
-          fuse_reply_err(request, ErrnoFor(opened.status()));
-          return;
-        }
-        if (opened->without_open) {
-          fuse_reply_err(request, ENOSYS);
-          return;
-        }
-        info.fh = PackHandle(opened->handle, opened->mode);
-        info.noflush = 1;
-        if (opened->mode == vfs::OpenMode::kPassthrough) {
-          info.backing_id = opened->backing_id;
-          info.keep_cache = 0;  // The kernel refuses it beside passthrough.
-        } else {
-          info.keep_cache = 1;
-        }
-        // The opener was interrupted and there will be no RELEASE.
-        if (fuse_reply_open(request, &info) == -ENOENT) {
-          vfs_->Release(node, opened->handle, opened->mode);
-        }
-      });
+  vfs_->Open(node, CurrentRequest(),
+             [this, request, node, info = info,
+              token = in_flight_.Begin()](absl::StatusOr<vfs::Vfs::OpenReply> opened) mutable {
+               if (!opened.ok()) {
+                 fuse_reply_err(request, ErrnoFor(opened.status()));
+                 return;
+               }
+               if (opened->without_open) {
+                 fuse_reply_err(request, ENOSYS);
+                 return;
+               }
+               info.fh = opened->handle;
+               info.noflush = 1;
+               if (opened->mode == vfs::OpenMode::kPassthrough) {
+                 info.backing_id = opened->backing_id;
+                 info.keep_cache = 0;  // The kernel refuses it beside passthrough.
+               } else {
+                 info.keep_cache = 1;
+               }
+               // The opener was interrupted and there will be no RELEASE.
+               if (fuse_reply_open(request, &info) == -ENOENT) {
+                 vfs_->Release(node, opened->handle);
+               }
+             });
 }
 
 void FuseMount::Read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
                      uint64_t handle) {
-  const auto pending = std::make_shared<PendingRead>(request);
-  vfs_->Read(node, handle >> 1, static_cast<uint64_t>(offset), size,
+  const auto pending = std::make_shared<PendingRead>(request, in_flight_.Begin());
+  vfs_->Read(node, handle, static_cast<uint64_t>(offset), size,
              [this, pending](absl::StatusOr<fetch::ReadResult> result) {
                if (!pending->Claim()) return;
                slow_reads_.Remove(pending->request());
                if (!result.ok()) {
                  fuse_reply_err(pending->request(), ErrnoFor(result.status()));
-                 return;
+                 return pending->Answered();
                }
                absl::InlinedVector<iovec, 10> pieces;
                for (const absl::Span<const char> piece : result->pieces) {
                  pieces.push_back({const_cast<char*>(piece.data()), piece.size()});
                }
                fuse_reply_iov(pending->request(), pieces.data(), static_cast<int>(pieces.size()));
+               pending->Answered();
              });
   pending->IfUnanswered([this, &pending] {
     slow_reads_.Add(pending->request(), pending);
@@ -439,42 +457,34 @@ void FuseMount::Interrupt(fuse_req_t request) {
     if (read == nullptr || !read->ClaimInterrupted()) return;
     slow_reads_.Remove(request);
     fuse_reply_err(request, EINTR);
+    read->Answered();
   });
 }
 
 void FuseMount::Release(fuse_req_t request, fuse_ino_t node, const fuse_file_info& info) {
-  vfs_->Release(node, info.fh >> 1, ModeOf(info.fh));
+  vfs_->Release(node, info.fh);
   fuse_reply_err(request, 0);
 }
 
-using DirectoryRef = std::shared_ptr<vfs::DirectoryHandle>;
-
 void FuseMount::Opendir(fuse_req_t request, fuse_ino_t node, const fuse_file_info& info) {
-  absl::StatusOr<DirectoryRef> directory = vfs_->tree().OpenDirectory(node);
+  const absl::StatusOr<uint64_t> directory = vfs_->OpenDirectory(node);
   if (!directory.ok()) {
     fuse_reply_err(request, ErrnoFor(directory.status()));
     return;
   }
-  auto held = std::make_unique<DirectoryRef>(*std::move(directory));
   fuse_file_info reply = info;
-  // RELEASEDIR owns the handle, once the kernel has it.
-  reply.fh = reinterpret_cast<uint64_t>(held.get());
+  reply.fh = *directory;
   reply.cache_readdir = 1;
   reply.keep_cache = 1;
-  DirectoryRef* const given = held.release();
-  if (fuse_reply_open(request, &reply) != 0) delete given;
-}
-
-void FuseMount::Releasedir(fuse_req_t request, const fuse_file_info& info) {
-  delete reinterpret_cast<DirectoryRef*>(info.fh);
-  fuse_reply_err(request, 0);
+  // Without the kernel's knowledge of it there will be no RELEASEDIR.
+  if (fuse_reply_open(request, &reply) != 0) vfs_->ReleaseDirectory(*directory);
 }
 
 // Fills one reply of READDIR or READDIRPLUS.
 class DirectoryReply {
  public:
-  DirectoryReply(fuse_req_t request, size_t size, bool plus)
-      : request_(request), plus_(plus), buffer_(size) {}
+  DirectoryReply(fuse_req_t request, size_t size, bool plus, InFlight::Token token)
+      : request_(request), plus_(plus), token_(std::move(token)), buffer_(size) {}
 
   // False when the entry does not fit any more.
   bool Add(const char* name, const fuse_entry_param& entry, off_t next_offset) {
@@ -500,13 +510,14 @@ class DirectoryReply {
  private:
   const fuse_req_t request_;
   const bool plus_;
+  const InFlight::Token token_;
   std::vector<char> buffer_;
   size_t used_ = 0;
 };
 
 void FuseMount::Readdir(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
                         const fuse_file_info& info, bool plus) {
-  const auto reply = std::make_shared<DirectoryReply>(request, size, plus);
+  const auto reply = std::make_shared<DirectoryReply>(request, size, plus, in_flight_.Begin());
   // Positions 0 and 1 are "." and ".."; the tree's start after them.
   constexpr off_t kDots = 2;
   fuse_entry_param dot = {};
@@ -515,9 +526,8 @@ void FuseMount::Readdir(fuse_req_t request, fuse_ino_t node, size_t size, off_t 
   if (offset < 1 && !reply->Add(".", dot, 1)) return reply->Send(absl::OkStatus());
   dot.attr.st_ino = vfs_->tree().Parent(node);
   if (offset < 2 && !reply->Add("..", dot, 2)) return reply->Send(absl::OkStatus());
-  const DirectoryRef directory = *reinterpret_cast<DirectoryRef*>(info.fh);
-  vfs_->tree().ReadDirectory(
-      directory, static_cast<uint64_t>(offset < kDots ? 0 : offset - kDots), plus,
+  vfs_->ReadDirectory(
+      node, info.fh, static_cast<uint64_t>(offset < kDots ? 0 : offset - kDots), plus,
       [this, reply](const vfs::Tree::DirectoryEntry& entry) {
         return reply->Add(std::string(entry.name).c_str(), EntryOf(*entry.attributes),
                           static_cast<off_t>(entry.next_offset) + kDots);
@@ -591,27 +601,11 @@ void FuseMount::DirectoryChanged(vfs::NodeId directory) {
       [this, directory] { fuse_lowlevel_notify_inval_inode(session_, directory, 0, 0); });
 }
 
-// ---- Backing files ----
-
-absl::StatusOr<int> FuseMount::Open(int fd) {
-  BackingMap map = {fd, 0, 0};
-  const int id = ioctl(fuse_session_fd(session_), kBackingOpen, &map);
-  if (id <= 0) return base::ErrnoStatus(errno, "FUSE_DEV_IOC_BACKING_OPEN");
-  return id;
-}
-
-void FuseMount::Close(int backing_id) {
-  uint32_t id = static_cast<uint32_t>(backing_id);
-  ioctl(fuse_session_fd(session_), kBackingClose, &id);
-}
-
 // ---- The session's life ----
 
-absl::Status FuseMount::Start() {
-  std::vector<std::string> words = {
-      "millrace", "-o",
-      absl::StrCat("ro,nosuid,nodev,default_permissions,subtype=millrace,fsname=",
-                   options_.source_text, options_.allow_other ? ",allow_other" : "")};
+absl::Status FuseMount::MakeSession() {
+  std::vector<std::string> words = {"millrace"};
+  if (options_.uring) words.insert(words.end(), {"-o", "io_uring"});
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   fuse_args arguments = FUSE_ARGS_INIT(static_cast<int>(argv.size()), argv.data());
@@ -619,48 +613,89 @@ absl::Status FuseMount::Start() {
   session_ = fuse_session_new(&arguments, &operations, sizeof(operations), this);
   fuse_opt_free_args(&arguments);
   if (session_ == nullptr) return absl::InternalError("libfuse refused to make a session");
-  if (fuse_session_mount(session_, options_.mountpoint.c_str()) != 0) {
-    return base::ErrnoStatus(errno, absl::StrCat("mount on ", options_.mountpoint));
+  // A device that somebody else mounted. libfuse owns it from here on.
+  const std::string device = absl::StrCat("/dev/fd/", from_.device.get());
+  if (fuse_session_mount(session_, device.c_str()) != 0) {
+    return base::ErrnoStatus(errno, "libfuse refused the device");
   }
-  {
-    base::MutexLock lock(&mutex_);
-    mounted_ = true;
-    serving_ = options_.threads;
+  from_.device.Release();
+  return absl::OkStatus();
+}
+
+absl::Status FuseMount::Start() {
+  RETURN_IF_ERROR(MakeSession());
+  RETURN_IF_ERROR(from_.saved_init.empty() ? BeginSession() : TakeOver());
+  if (vfs_ == nullptr || fuse_session_exited(session_)) {
+    return absl::FailedPreconditionError("the kernel's INIT request was refused");
   }
   struct sigaction wake = {};
   wake.sa_handler = [](int) {};  // Without SA_RESTART: the read ends.
   sigaction(kWakeSignal, &wake, nullptr);
-  for (size_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Serve(); });
-  return AwaitAnswer();
-}
-
-absl::Status FuseMount::AwaitAnswer() {
-  // The first request through the kernel waits for INIT, so an answer means that all is up.
-  struct stat root;
-  if (stat(options_.mountpoint.c_str(), &root) != 0) {
-    return base::ErrnoStatus(errno, absl::StrCat("stat of ", options_.mountpoint));
+  {
+    base::MutexLock lock(&mutex_);
+    serving_ = options_.threads;
   }
-  RaiseReadAhead();
+  for (size_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Serve(); });
   return absl::OkStatus();
 }
 
-void FuseMount::RaiseReadAhead() {
-  struct stat root;
-  if (stat(options_.mountpoint.c_str(), &root) != 0) return;
-  const std::string path = absl::StrCat("/sys/class/bdi/", major(root.st_dev), ":",
-                                        minor(root.st_dev), "/read_ahead_kb");
-  std::ofstream file(path);
-  file << options_.read_ahead_kib << std::flush;
-  features_.read_ahead_raised = file.good();
+// The first request is INIT, and no other comes before it is answered.
+absl::Status FuseMount::BeginSession() {
+  pollfd device = {.fd = fuse_session_fd(session_), .events = POLLIN};
+  if (poll(&device, 1, kInitTimeoutMs) != 1) {
+    return absl::DeadlineExceededError(
+        "the kernel sent no INIT request: the device is not mounted");
+  }
+  fuse_buf buffer = {};
+  const int received = fuse_session_receive_buf(session_, &buffer);
+  absl::Status status;
+  if (received <= 0) {
+    status = base::ErrnoStatus(received == 0 ? ENODEV : -received, "read of the INIT request");
+  } else if (from_.save_init) {
+    // Before the kernel knows that it was read: a successor could not go on without.
+    status = from_.save_init(absl::string_view(static_cast<char*>(buffer.mem), buffer.size));
+  }
+  if (status.ok()) Process(buffer);
+  std::free(buffer.mem);
+  return status;
+}
+
+// The kernel takes the answer to INIT once; libfuse does not mind that this one is not wanted. What
+// the predecessor had not answered comes again, ahead of everything else.
+absl::Status FuseMount::TakeOver() {
+  fuse_buf buffer = {};
+  buffer.mem = from_.saved_init.data();
+  buffer.size = from_.saved_init.size();
+  if (buffer.size < sizeof(fuse_in_header)) {
+    return absl::DataLossError("the saved INIT request is damaged");
+  }
+  Process(buffer);
+  const fuse_out_header resend = {
+      .len = sizeof(fuse_out_header), .error = kNotifyResend, .unique = 0};
+  if (write(fuse_session_fd(session_), &resend, sizeof(resend)) == sizeof(resend)) {
+    return absl::OkStatus();
+  }
+  const absl::Status failed = base::ErrnoStatus(errno, "FUSE_NOTIFY_RESEND");
+  if (errno != EINVAL) return failed;
+  // Before Linux 6.9 there is no such word, and the next successor could not say it either.
+  base::Log(base::Severity::kError,
+            "this kernel cannot send requests again: what was under way waits for ever",
+            {{"cause", failed.ToString()}});
+  return absl::OkStatus();
+}
+
+void FuseMount::Process(const fuse_buf& buffer) {
+  current_unique = static_cast<const fuse_in_header*>(buffer.mem)->unique;
+  fuse_session_process_buf(session_, &buffer);
 }
 
 void FuseMount::Serve() {
   fuse_buf buffer = {};
-  while (!fuse_session_exited(session_)) {
+  while (!fuse_session_exited(session_) && !detaching_) {
     const int received = fuse_session_receive_buf(session_, &buffer);
     if (received == -EINTR) continue;
     if (received <= 0) break;  // Unmounted.
-    fuse_session_process_buf(session_, &buffer);
+    Process(buffer);
   }
   std::free(buffer.mem);
   base::MutexLock lock(&mutex_);
@@ -674,18 +709,28 @@ void FuseMount::Wait() {
 
 void FuseMount::Stop() {
   fuse_session_exit(session_);
-  bool unmount;
-  {
-    base::MutexLock lock(&mutex_);
-    unmount = std::exchange(mounted_, false);
-  }
-  if (unmount) fuse_session_unmount(session_);
   EndServing();
 }
 
-// The unmount of a mount in use only detaches it, and the kernel goes on with the session: the
-// threads' reads have to be interrupted. Repeated, because a signal that comes before the read is
-// lost.
+bool FuseMount::Detach(absl::Duration timeout) {
+  // Not by the session's own flag: with it libfuse drops a request that it has just read.
+  detaching_ = true;
+  EndServing();
+  const bool answered = in_flight_.AwaitNone(timeout);
+  // In the device's place, so that late answers and notifications go nowhere. One that is being
+  // written right now reaches the kernel before or after it sends the request again; the second
+  // of two answers is not wanted there.
+  const base::UniqueFd nowhere(open("/dev/null", O_RDWR | O_CLOEXEC));
+  if (!nowhere.valid() || dup3(nowhere.get(), fuse_session_fd(session_), O_CLOEXEC) < 0) {
+    base::Log(base::Severity::kError, "the device could not be let go of",
+              {{"cause", base::ErrnoStatus(errno, "dup3").ToString()}});
+  }
+  vfs_->Detach();
+  return answered;
+}
+
+// The threads wait in reads of the device, which have to be interrupted. Repeated, because a signal
+// that comes before the read is lost.
 void FuseMount::EndServing() {
   base::MutexLock lock(&mutex_);
   while (serving_ > 0) {
@@ -698,7 +743,6 @@ FuseMount::~FuseMount() {
   if (session_ == nullptr) return;
   Stop();
   for (std::thread& thread : threads_) thread.join();
-  // Files close their backing ids through the session.
   vfs_.reset();
   fuse_session_destroy(session_);
 }
@@ -706,10 +750,11 @@ FuseMount::~FuseMount() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(
-    const MountOptions& options,
+    const MountOptions& options, Session session,
     absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
     absl::AnyInvocable<Capacity()> capacity) {
-  auto mount = std::make_unique<FuseMount>(options, std::move(make_vfs), std::move(capacity));
+  auto mount = std::make_unique<FuseMount>(options, std::move(session), std::move(make_vfs),
+                                           std::move(capacity));
   if (absl::Status status = mount->Start(); !status.ok()) return status;
   return mount;
 }

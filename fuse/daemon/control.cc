@@ -118,7 +118,7 @@ control::StatusReport Daemon::Status() const {
   report.features = {
       {"passthrough", features.passthrough},
       {"open_less", features.without_open && mount_->vfs().profile() == vfs::Profile::kSmallFiles},
-      {"read_ahead_raised", features.read_ahead_raised}};
+      {"uring", features.uring}};
   for (const store::OpenedSource& source : sources_) {
     report.sources.push_back(
         {source.source.name, source.source.url, std::string(source.store->kind())});

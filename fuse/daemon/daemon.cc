@@ -91,15 +91,20 @@ absl::Status Daemon::Serve(const std::string& control_socket) {
   maintenance_ = std::thread([this] { Maintain(); });
   base::MutexLock lock(&stop_mutex_);
   serving_ = true;
-  if (stopping_) mount_->Stop();
+  if (stopping_) StopMount();
   return absl::OkStatus();
+}
+
+void Daemon::StopMount() {
+  UnmountDirectly(options_.mountpoint);
+  mount_->Stop();
 }
 
 void Daemon::Stop() {
   base::MutexLock lock(&stop_mutex_);
   stopping_ = true;
   stop_.NotifyAll();
-  if (serving_) mount_->Stop();
+  if (serving_) StopMount();
 }
 
 absl::Status Daemon::OpenSources() {
@@ -165,22 +170,24 @@ absl::Status Daemon::MountFileSystem() {
   tree_ = vfs::Tree::Create(std::move(tree));
 
   adapter::MountOptions mount;
-  mount.mountpoint = options_.mountpoint;
-  mount.source_text = sources_.size() == 1 ? sources_.front().source.url : "millrace";
   mount.uid = options_.uid;
   mount.gid = options_.gid;
   mount.file_mode = options_.file_mode;
   mount.directory_mode = options_.dir_mode;
-  mount.allow_other = options_.allow_other;
   // A mount without OPEN cannot use it.
   mount.passthrough = options_.passthrough && options_.profile != options::Profile::kSmallFiles;
   mount.negative_timeout = std::min(options_.refresh, absl::Seconds(60));
   for (const tier::TierOptions& option : options_.tiers) {
     if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
   }
+  ASSIGN_OR_RETURN(DirectSession direct,
+                   MountDirectly(options_.mountpoint,
+                                 sources_.size() == 1 ? sources_.front().source.url : "millrace",
+                                 options_.allow_other));
+  backing_ = std::move(direct.backing);
   ASSIGN_OR_RETURN(
       mount_, adapter::Mount::Create(
-                  mount,
+                  mount, std::move(direct.session),
                   [this](vfs::BackingFiles* backing) {
                     vfs::VfsOptions options;
                     options.profile = ProfileOf(options_.profile);
@@ -254,7 +261,7 @@ void Daemon::EndThreads() {
   }
   if (maintenance_.joinable()) maintenance_.join();
   if (mount_ != nullptr) {
-    mount_->Stop();
+    StopMount();
     mount_->Wait();
   }
   if (sampler_.joinable()) sampler_.join();

@@ -15,6 +15,7 @@
 #include "common/metrics/metrics.h"
 #include "common/metrics/rate_sampler.h"
 #include "fuse/adapter/mount.h"
+#include "fuse/daemon/direct_session.h"
 #include "fuse/daemon/observers.h"
 #include "fuse/options/options.h"
 #include "fuse/vfs/tree.h"
@@ -53,6 +54,7 @@ class Daemon {
   absl::Status OpenSources();
   absl::Status OpenCache();
   absl::Status MountFileSystem();
+  void StopMount();
   // Ends whatever may use the parts of this object from another thread. Idempotent.
   void EndThreads();
   // Once a second until the end: what must be given back though nobody asks.
@@ -82,6 +84,7 @@ class Daemon {
   std::unique_ptr<fetch::FetchQueue> queue_;
   std::unique_ptr<vfs::Tree> tree_;
   std::thread sampler_;  // Chooses the profile.
+  std::unique_ptr<vfs::BackingFiles> backing_;
   std::unique_ptr<adapter::Mount> mount_;
   base::Mutex stop_mutex_;
   base::CondVar stop_;

@@ -10,29 +10,56 @@ constexpr size_t kPatternsMax = 256;
 
 }  // namespace
 
+File::File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* backing,
+           Ledger* ledger, const Restored& restored)
+    : ref_(std::move(ref)),
+      object_(std::move(object)),
+      backing_(backing),
+      ledger_(ledger),
+      opens_cached_(restored.opens_cached),
+      opens_passthrough_(restored.opens_passthrough),
+      backing_id_(restored.backing_id),
+      backing_slot_(restored.backing_slot) {}
+
 File::~File() {
   base::MutexLock lock(&mutex_);
-  if (backing_id_ > 0) backing_->Close(backing_id_);
+  // A successor goes on with the id of one that was handed over.
+  if (backing_id_ == 0 || (ledger_ != nullptr && ledger_->detached())) return;
+  if (backing_slot_ != 0) ledger_->RemoveBacking(backing_slot_);
+  backing_->Close(ref_.id, backing_id_);
+}
+
+void File::Register() {
+  const absl::StatusOr<std::shared_ptr<const tier::OpenData>> data = object_->OpenComplete();
+  if (!data.ok()) return;
+  const absl::StatusOr<int> id = backing_->Open(ref_.id, (*data)->fd());
+  if (!id.ok()) return;
+  // An id that a successor would not know must not be open anywhere: it would take another one
+  // for this node, and the kernel refuses that.
+  if (ledger_ != nullptr) {
+    backing_slot_ = ledger_->AddBacking(ref_.id, *id);
+    if (backing_slot_ == 0) return backing_->Close(ref_.id, *id);
+  }
+  backing_id_ = *id;
 }
 
 File::Opened File::Open() {
   base::MutexLock lock(&mutex_);
   const bool may_pass = backing_ != nullptr && opens_cached_ == 0;
-  if (may_pass && backing_id_ == 0) {
-    // The one call under this lock that enters the kernel: two opens at once must not register
-    // two backing files for one inode.
-    const absl::StatusOr<std::shared_ptr<const tier::OpenData>> data = object_->OpenComplete();
-    if (data.ok()) {
-      const absl::StatusOr<int> id = backing_->Open((*data)->fd());
-      if (id.ok()) backing_id_ = *id;
-    }
-  }
+  // The one call under this lock that leaves the process: two opens at once must not register two
+  // backing files for one inode.
+  if (may_pass && backing_id_ == 0) Register();
   if (may_pass && backing_id_ > 0) {
     ++opens_passthrough_;
     return {OpenMode::kPassthrough, backing_id_};
   }
   ++opens_cached_;
   return {OpenMode::kCached, 0};
+}
+
+int File::backing_id() const {
+  base::MutexLock lock(&mutex_);
+  return backing_id_;
 }
 
 bool File::Close(OpenMode mode, uint64_t handle) {

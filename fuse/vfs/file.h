@@ -1,7 +1,8 @@
 // The files that are open or were read lately, by node.
 //
 // Handles carry no state that a successor of this process could not make anew: a handle is a
-// number, and all that is known about it here is how it reads.
+// number, kept in the ledger with its node and mode, and all that is known about it here is how it
+// reads.
 #pragma once
 
 #include <atomic>
@@ -12,18 +13,21 @@
 #include "absl/container/flat_hash_map.h"
 #include "cache/fetch/object.h"
 #include "common/base/mutex.h"
+#include "fuse/vfs/ledger.h"
 #include "fuse/vfs/read_pattern.h"
 #include "fuse/vfs/tree.h"
 
 namespace millrace::vfs {
 
-// SEAM: registers cache files with the kernel for passthrough. Safe for concurrent use.
+// SEAM: registers cache files with the kernel for passthrough, through the process that may. Safe
+// for concurrent use.
 class BackingFiles {
  public:
   virtual ~BackingFiles() = default;
-  // The kernel's id (> 0) for the file behind `fd`, which may be closed afterwards.
-  virtual absl::StatusOr<int> Open(int fd) = 0;
-  virtual void Close(int backing_id) = 0;
+  // The kernel's id (> 0) for the file behind `fd`, which may be closed afterwards. A node that has
+  // an id already gets the same again: a predecessor may have died before it could keep it.
+  virtual absl::StatusOr<int> Open(NodeId node, int fd) = 0;
+  virtual void Close(NodeId node, int backing_id) = 0;
 };
 
 // How an open file is served, decided at its first open and kept while any open lasts: the kernel
@@ -32,8 +36,17 @@ enum class OpenMode : uint8_t { kCached, kPassthrough };
 
 class File {
  public:
-  File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* backing)
-      : ref_(std::move(ref)), object_(std::move(object)), backing_(backing) {}
+  // What a predecessor left: opens that the kernel still has, and the file's backing id.
+  struct Restored {
+    uint64_t opens_cached = 0;
+    uint64_t opens_passthrough = 0;
+    int backing_id = 0;
+    Ledger::Slot backing_slot = 0;
+  };
+
+  // Without `backing` no passthrough. Without `ledger` a backing id ends with the process.
+  File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* backing, Ledger* ledger,
+       const Restored& restored);
   ~File();
 
   const FileRef& ref() const { return ref_; }
@@ -46,7 +59,9 @@ class File {
     int backing_id = 0;
   };
   Opened Open();
-  // The opposite. True when no open is left.
+  // The backing id of a handle that is open with passthrough already; 0: none.
+  int backing_id() const;
+  // The opposite of Open. True when no open is left.
   bool Close(OpenMode mode, uint64_t handle);
   bool IsOpen() const;
 
@@ -62,9 +77,13 @@ class File {
   bool KnownComplete();
 
  private:
+  // Registers the cached file, if there is a complete one.
+  void Register() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const FileRef ref_;
   const std::shared_ptr<fetch::Object> object_;
   BackingFiles* const backing_;  // Null: no passthrough.
+  Ledger* const ledger_;         // May be null.
   std::atomic<bool> missed_{false};
   std::atomic<bool> complete_{false};
 
@@ -72,6 +91,7 @@ class File {
   uint64_t opens_cached_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t opens_passthrough_ ABSL_GUARDED_BY(mutex_) = 0;
   int backing_id_ ABSL_GUARDED_BY(mutex_) = 0;  // Kept for the next open; 0: none.
+  Ledger::Slot backing_slot_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<uint64_t, ReadPattern> patterns_ ABSL_GUARDED_BY(mutex_);
 };
 

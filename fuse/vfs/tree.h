@@ -30,6 +30,8 @@
 
 namespace millrace::vfs {
 
+class Ledger;
+
 using NodeId = uint64_t;
 inline constexpr NodeId kRootNode = 1;
 
@@ -76,6 +78,9 @@ struct TreeOptions {
   base::Clock* clock = base::RealClock();
   // Refreshes in the background. Tests that move `clock` by hand turn it off and call Refresh.
   bool refresh_thread = true;
+  // Where the nodes that the kernel holds are kept for a successor of this process, and what a
+  // predecessor left is found. Null: a mount ends with its process. Must outlive the tree.
+  Ledger* ledger = nullptr;
 };
 
 struct TreeStats {

@@ -15,6 +15,25 @@ constexpr char kXattrVersion[] = "user.millrace.version";
 constexpr char kXattrSource[] = "user.millrace.source";
 constexpr char kXattrCached[] = "user.millrace.cached";
 
+// A handle is, from its lowest bit on: the mode, 31 bits of its slot in the ledger, and half of the
+// OPEN request's number, by which a RELEASE that comes again is told from one of the slot's next.
+uint64_t PackHandle(uint64_t number, OpenMode mode) {
+  return number << 1 | (mode == OpenMode::kPassthrough ? 1 : 0);
+}
+uint64_t PackHandle(Ledger::Slot slot, uint64_t unique, OpenMode mode) {
+  return PackHandle(unique << 31 | slot, mode);
+}
+Ledger::Slot SlotOf(uint64_t handle) { return static_cast<uint32_t>(handle) >> 1; }
+uint32_t UniqueOf(uint64_t handle) { return static_cast<uint32_t>(handle >> 32); }
+OpenMode ModeOf(uint64_t handle) {
+  return (handle & 1) != 0 ? OpenMode::kPassthrough : OpenMode::kCached;
+}
+
+Profile FirstProfile(const VfsOptions& options) {
+  const Profile saved = options.ledger == nullptr ? Profile::kAuto : options.ledger->profile();
+  return saved == Profile::kAuto ? options.profile : saved;
+}
+
 // Below this look-ahead fetches a file whole, with one GET.
 constexpr uint64_t kSmallFile = fetch::Object::kWholeMax;
 
@@ -26,22 +45,59 @@ Vfs::Vfs(VfsOptions options, Tree* tree, std::vector<store::OpenedSource> source
       tree_(tree),
       sources_(std::move(sources)),
       shared_(shared),
-      profile_(options.profile),
+      profile_(FirstProfile(options)),
       files_(options.idle_files_max),
+      directory_handles_(options.ledger == nullptr ? 0 : options.ledger->generation()),
       look_ahead_({}, tree, [this](const FileRef& ref, std::function<void()> done) {
         return FetchSibling(ref, std::move(done));
-      }) {}
+      }) {
+  if (options_.ledger == nullptr) return;
+  options_.ledger->SetProfile(profile());
+  if (options_.ledger->restored()) Restore();
+}
 
 Vfs::~Vfs() = default;
 
+void Vfs::Restore() {
+  absl::flat_hash_map<NodeId, File::Restored> restored;
+  options_.ledger->ForEachHandle([&](Ledger::Slot, const Ledger::Handle& handle) {
+    File::Restored& file = restored[handle.node];
+    ++(handle.passthrough ? file.opens_passthrough : file.opens_cached);
+  });
+  options_.ledger->ForEachBacking([&](Ledger::Slot slot, uint64_t node, int backing_id) {
+    File::Restored& file = restored[node];
+    file.backing_id = backing_id;
+    file.backing_slot = slot;
+  });
+  for (auto& [node, state] : restored) {
+    const absl::StatusOr<FileRef> ref = tree_->File(node);
+    if (state.backing_id != 0 && (!ref.ok() || options_.backing == nullptr)) {
+      // Of a node that the kernel has forgotten.
+      options_.ledger->RemoveBacking(state.backing_slot);
+      if (options_.backing != nullptr) options_.backing->Close(node, state.backing_id);
+      state.backing_id = 0;
+    }
+    if (!ref.ok()) continue;
+    const std::shared_ptr<File> file = FileOf(*ref, state);
+    // The cache may have dropped it meanwhile: its space is given back.
+    if (state.backing_id != 0 && !file->IsOpen() && !file->KnownComplete()) files_.Drop(node);
+  }
+}
+
 void Vfs::SetProfile(Profile profile) {
-  std::vector<std::pair<NodeId, OpenDone>> waiting;
+  std::vector<WaitingOpen> waiting;
+  // Before the kernel can know of it.
+  if (options_.ledger != nullptr) options_.ledger->SetProfile(profile);
   {
     base::MutexLock lock(&profile_mutex_);
     profile_.store(profile, std::memory_order_release);
     waiting.swap(waiting_opens_);
   }
-  for (auto& [node, done] : waiting) AnswerOpen(node, std::move(done));
+  for (WaitingOpen& open : waiting) AnswerOpen(open.node, open.request, std::move(open.done));
+}
+
+void Vfs::Detach() {
+  if (options_.ledger != nullptr) options_.ledger->Detach();
 }
 
 std::shared_ptr<fetch::Object> Vfs::ObjectOf(const FileRef& ref) {
@@ -49,9 +105,10 @@ std::shared_ptr<fetch::Object> Vfs::ObjectOf(const FileRef& ref) {
   return std::make_shared<fetch::Object>(std::move(key), sources_[ref.source].store, shared_);
 }
 
-std::shared_ptr<File> Vfs::FileOf(const FileRef& ref) {
+std::shared_ptr<File> Vfs::FileOf(const FileRef& ref, const File::Restored& restored) {
   if (std::shared_ptr<File> file = files_.Find(ref.id)) return file;
-  return files_.Insert(ref.id, std::make_shared<File>(ref, ObjectOf(ref), options_.backing));
+  return files_.Insert(ref.id, std::make_shared<File>(ref, ObjectOf(ref), options_.backing,
+                                                      options_.ledger, restored));
 }
 
 absl::StatusOr<std::shared_ptr<File>> Vfs::FileOf(NodeId node) {
@@ -60,18 +117,29 @@ absl::StatusOr<std::shared_ptr<File>> Vfs::FileOf(NodeId node) {
   return FileOf(ref);
 }
 
-void Vfs::Open(NodeId node, OpenDone done) {
+void Vfs::Open(NodeId node, OpenRequest request, OpenDone done) {
   if (profile() == Profile::kAuto) {
     base::MutexLock lock(&profile_mutex_);
     if (profile() == Profile::kAuto) {
-      waiting_opens_.emplace_back(node, std::move(done));
+      waiting_opens_.push_back({node, request, std::move(done)});
       return;
     }
   }
-  AnswerOpen(node, std::move(done));
+  AnswerOpen(node, request, std::move(done));
 }
 
-void Vfs::AnswerOpen(NodeId node, OpenDone done) {
+std::optional<Vfs::OpenReply> Vfs::OpenedBefore(File& file, OpenRequest request) {
+  if (!request.resent || options_.ledger == nullptr) return std::nullopt;
+  const auto [slot, handle] = options_.ledger->FindHandle(file.ref().id, request.unique);
+  if (slot == 0) return std::nullopt;
+  OpenReply reply;
+  reply.mode = handle.passthrough ? OpenMode::kPassthrough : OpenMode::kCached;
+  reply.handle = PackHandle(slot, request.unique, reply.mode);
+  if (reply.mode == OpenMode::kPassthrough) reply.backing_id = file.backing_id();
+  return reply;
+}
+
+void Vfs::AnswerOpen(NodeId node, OpenRequest request, OpenDone done) {
   if (profile() == Profile::kSmallFiles) {
     OpenReply reply;
     reply.without_open = true;
@@ -83,10 +151,21 @@ void Vfs::AnswerOpen(NodeId node, OpenDone done) {
     std::move(done)(file.status());
     return;
   }
+  if (std::optional<OpenReply> before = OpenedBefore(**file, request)) {
+    std::move(done)(*before);
+    return;
+  }
   const File::Opened opened = (*file)->Open();
   OpenReply reply;
-  reply.handle = next_handle_.fetch_add(1, std::memory_order_relaxed);
   reply.mode = opened.mode;
+  if (options_.ledger == nullptr) {
+    reply.handle = PackHandle(next_handle_.fetch_add(1, std::memory_order_relaxed), opened.mode);
+  } else {
+    const bool passthrough = opened.mode == OpenMode::kPassthrough;
+    const Ledger::Slot slot = options_.ledger->AddHandle(
+        {.node = node, .passthrough = passthrough, .unique = request.unique});
+    reply.handle = PackHandle(slot, request.unique, opened.mode);
+  }
   reply.backing_id = opened.backing_id;
   if (opened.mode == OpenMode::kPassthrough) {
     opens_passthrough_.fetch_add(1, std::memory_order_relaxed);
@@ -98,11 +177,14 @@ void Vfs::AnswerOpen(NodeId node, OpenDone done) {
   std::move(done)(reply);
 }
 
-void Vfs::Release(NodeId node, uint64_t handle, OpenMode mode) {
+void Vfs::Release(NodeId node, uint64_t handle) {
   const std::shared_ptr<File> file = files_.Find(node);
-  if (file == nullptr) return;
+  const bool known = options_.ledger == nullptr ||
+                     options_.ledger->RemoveHandle(SlotOf(handle), node, UniqueOf(handle));
+  if (file == nullptr || !known) return;
   // What the last reader did not wait for is not fetched to its end.
-  if (file->Close(mode, handle) && !file->KnownComplete()) file->object().CancelPrefetch();
+  if (file->Close(ModeOf(handle), handle) && !file->KnownComplete())
+    file->object().CancelPrefetch();
 }
 
 void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
@@ -154,6 +236,21 @@ bool Vfs::FetchSibling(const FileRef& ref, std::function<void()> done) {
                           [done = std::move(done)](const absl::Status&) { done(); });
   return true;
 }
+
+absl::StatusOr<uint64_t> Vfs::OpenDirectory(NodeId node) {
+  ASSIGN_OR_RETURN(std::shared_ptr<DirectoryHandle> opened, tree_->OpenDirectory(node));
+  return directory_handles_.Add(std::move(opened));
+}
+
+void Vfs::ReadDirectory(NodeId node, uint64_t handle, uint64_t offset, bool plus,
+                        Tree::EntrySink sink, Tree::ReadDone done) {
+  const absl::StatusOr<std::shared_ptr<DirectoryHandle>> found =
+      directory_handles_.Find(tree_, node, handle);
+  if (!found.ok()) return std::move(done)(found.status());
+  tree_->ReadDirectory(*found, offset, plus, std::move(sink), std::move(done));
+}
+
+void Vfs::ReleaseDirectory(uint64_t handle) { directory_handles_.Remove(handle); }
 
 void Vfs::Forget(NodeId node, uint64_t count) { tree_->Forget(node, count); }
 

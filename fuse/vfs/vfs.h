@@ -10,13 +10,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "cache/fetch/object.h"
 #include "common/base/mutex.h"
+#include "fuse/vfs/directory_handles.h"
 #include "fuse/vfs/file.h"
+#include "fuse/vfs/ledger.h"
 #include "fuse/vfs/look_ahead.h"
 #include "fuse/vfs/profile.h"
 #include "fuse/vfs/tree.h"
@@ -38,6 +41,8 @@ struct VfsOptions {
   size_t idle_files_max = 65'536;   // FileTable.
   BackingFiles* backing = nullptr;  // Null: no passthrough.
   ReadObserver* observer = nullptr;
+  // Keeps the open handles for a successor. The tree's; null: handles end with the process.
+  Ledger* ledger = nullptr;
 };
 
 class Vfs {
@@ -49,7 +54,8 @@ class Vfs {
 
   Tree& tree() { return *tree_; }
 
-  // Ends the wait of the opens that came before the profile was known. For kAuto, once.
+  // Ends the wait of the opens that came before the profile was known. Once, and only when
+  // profile() is kAuto: one that a predecessor chose holds for the life of the mount.
   void SetProfile(Profile profile);
   Profile profile() const { return profile_.load(std::memory_order_acquire); }
 
@@ -59,14 +65,31 @@ class Vfs {
     OpenMode mode = OpenMode::kCached;
     int backing_id = 0;
   };
+  // Which request this is. One that was sent again, because its answer died with a predecessor,
+  // gets the handle that the predecessor had made for it, if any.
+  struct OpenRequest {
+    uint64_t unique = 0;
+    bool resent = false;
+  };
   using OpenDone = absl::AnyInvocable<void(absl::StatusOr<OpenReply>) &&>;
-  void Open(NodeId node, OpenDone done);
-  void Release(NodeId node, uint64_t handle, OpenMode mode);
+  void Open(NodeId node, OpenRequest request, OpenDone done);
+  // A handle that is not open, or not of this node, does no harm.
+  void Release(NodeId node, uint64_t handle);
 
-  // `handle` is what Open gave, 0 in a mount without OPEN.
+  // `handle` is what Open gave, 0 in a mount without OPEN, or one of a predecessor.
   void Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size, fetch::ReadCallback done);
 
   void Forget(NodeId node, uint64_t count);
+
+  // Directory streams by number: see Tree::ReadDirectory. A number that nobody knows, as those of a
+  // predecessor, is a stream of its own from the first read on.
+  absl::StatusOr<uint64_t> OpenDirectory(NodeId node);
+  void ReadDirectory(NodeId node, uint64_t handle, uint64_t offset, bool plus, Tree::EntrySink sink,
+                     Tree::ReadDone done);
+  void ReleaseDirectory(uint64_t handle);
+
+  // What this process still does is no longer seen by a successor (Ledger::Detach).
+  void Detach();
 
   // user.millrace.version, .source, .cached. NotFound (ENODATA) for any other.
   absl::StatusOr<std::string> GetXattr(NodeId node, absl::string_view name);
@@ -99,10 +122,14 @@ class Vfs {
   Stats stats() const;
 
  private:
-  std::shared_ptr<File> FileOf(const FileRef& ref);
+  // The files that a predecessor had open or registered.
+  void Restore();
+  std::shared_ptr<File> FileOf(const FileRef& ref, const File::Restored& restored = {});
   absl::StatusOr<std::shared_ptr<File>> FileOf(NodeId node);
   std::shared_ptr<fetch::Object> ObjectOf(const FileRef& ref);
-  void AnswerOpen(NodeId node, OpenDone done);
+  void AnswerOpen(NodeId node, OpenRequest request, OpenDone done);
+  // The handle of an OPEN that a predecessor had worked on; nullopt if it had not.
+  std::optional<OpenReply> OpenedBefore(File& file, OpenRequest request);
   // What a read tells about the reads to come.
   void ReadAhead(File& file, uint64_t handle, uint64_t offset, uint64_t size);
   bool FetchSibling(const FileRef& ref, std::function<void()> done);
@@ -114,9 +141,15 @@ class Vfs {
 
   std::atomic<Profile> profile_;
   base::Mutex profile_mutex_;
-  std::vector<std::pair<NodeId, OpenDone>> waiting_opens_ ABSL_GUARDED_BY(profile_mutex_);
+  struct WaitingOpen {
+    NodeId node;
+    OpenRequest request;
+    OpenDone done;
+  };
+  std::vector<WaitingOpen> waiting_opens_ ABSL_GUARDED_BY(profile_mutex_);
 
   FileTable files_;
+  DirectoryHandles directory_handles_;
   LookAhead look_ahead_;
   std::atomic<uint64_t> next_handle_{1};
   std::atomic<uint64_t> opens_passthrough_{0};

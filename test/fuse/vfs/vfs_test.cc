@@ -42,12 +42,12 @@ class Promise {
 
 class FakeBackingFiles : public BackingFiles {
  public:
-  absl::StatusOr<int> Open(int) override {
+  absl::StatusOr<int> Open(NodeId, int) override {
     base::MutexLock lock(&mutex_);
     ++open_;
     return ++last_id_;
   }
-  void Close(int) override {
+  void Close(NodeId, int) override {
     base::MutexLock lock(&mutex_);
     --open_;
   }
@@ -121,7 +121,8 @@ class VfsTest : public testing::Test {
   }
   absl::StatusOr<Vfs::OpenReply> Open(NodeId node) {
     Promise<absl::StatusOr<Vfs::OpenReply>> promise;
-    vfs_->Open(node, [&](absl::StatusOr<Vfs::OpenReply> reply) { promise.Set(std::move(reply)); });
+    vfs_->Open(node, {},
+               [&](absl::StatusOr<Vfs::OpenReply> reply) { promise.Set(std::move(reply)); });
     return promise.Get();
   }
   absl::StatusOr<std::string> Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size) {
@@ -177,7 +178,8 @@ TEST_F(VfsTest, OpensWaitForTheProfileToBeChosen) {
   Start(Profile::kAuto);
   const NodeId node = Lookup(kRootNode, "a");
   Promise<absl::StatusOr<Vfs::OpenReply>> promise;
-  vfs_->Open(node, [&](absl::StatusOr<Vfs::OpenReply> reply) { promise.Set(std::move(reply)); });
+  vfs_->Open(node, {},
+             [&](absl::StatusOr<Vfs::OpenReply> reply) { promise.Set(std::move(reply)); });
   EXPECT_FALSE(promise.ready());
   vfs_->SetProfile(Profile::kSmallFiles);
   EXPECT_TRUE(promise.Get()->without_open);
@@ -191,11 +193,11 @@ TEST_F(VfsTest, CompleteFileOpensWithPassthroughAndKeepsItsBackingId) {
   queue_->Stop();  // Every block is in the cache now.
   const auto first = Open(node);
   EXPECT_EQ(first->mode, OpenMode::kPassthrough);
-  vfs_->Release(node, first->handle, first->mode);
+  vfs_->Release(node, first->handle);
   const auto second = Open(node);
   EXPECT_EQ(second->backing_id, first->backing_id);
   EXPECT_EQ(backing_.open(), 1);
-  vfs_->Release(node, second->handle, second->mode);
+  vfs_->Release(node, second->handle);
 }
 
 // The kernel answers EIO when one inode is opened both ways.
@@ -209,11 +211,11 @@ TEST_F(VfsTest, FileOpenInCachedModeIsNotOpenedWithPassthrough) {
   queue_->Stop();
   const auto during = Open(node);
   EXPECT_EQ(during->mode, OpenMode::kCached);
-  vfs_->Release(node, before->handle, before->mode);
-  vfs_->Release(node, during->handle, during->mode);
+  vfs_->Release(node, before->handle);
+  vfs_->Release(node, during->handle);
   const auto after = Open(node);
   EXPECT_EQ(after->mode, OpenMode::kPassthrough);
-  vfs_->Release(node, after->handle, after->mode);
+  vfs_->Release(node, after->handle);
 }
 
 TEST_F(VfsTest, ReadingSomeFilesOfADirectoryFetchesTheOthersAhead) {
@@ -278,7 +280,7 @@ TEST_F(VfsTest, UnknownNodesAreErrorsNotCrashes) {
   EXPECT_FALSE(Open(123'456).ok());
   EXPECT_FALSE(Read(123'456, 0, 0, 10).ok());
   EXPECT_FALSE(vfs_->GetXattr(123'456, "user.millrace.version").ok());
-  vfs_->Release(123'456, 1, OpenMode::kCached);
+  vfs_->Release(123'456, 1);
 }
 
 }  // namespace
