@@ -163,7 +163,10 @@ absl::StatusOr<std::string> CheckBindable(const std::string& address) {
   const int yes = 1;
   if (!fd.valid() || setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
       bind(fd.get(), list->ai_addr, list->ai_addrlen) != 0 || listen(fd.get(), 1) != 0) {
-    return CannotServe(address, strerror(errno));
+    // The daemon of root has none either.
+    return CannotServe(address, errno == EACCES ? "a port below 1024 takes a privilege that the "
+                                                  "daemon does not have"
+                                                : strerror(errno));
   }
   char numeric[NI_MAXHOST];
   if (getnameinfo(list->ai_addr, list->ai_addrlen, numeric, sizeof(numeric), nullptr, 0,
