@@ -33,6 +33,10 @@ if(MILLRACE_SANITIZE)
   target_link_options(millrace_flags INTERFACE -fsanitize=${MILLRACE_SANITIZE})
 endif()
 
+# A program loads what it uses, not all that the libraries it is made of could use: the keeper is
+# small.
+add_link_options(-Wl,--as-needed)
+
 # What a part of the day's work needs, so that it builds no more than that: the programs for the
 # demo, the tests that also run under the sanitizers.
 add_custom_target(programs)

@@ -112,6 +112,9 @@ void DeclareAccess(MountOptions* options, base::FlagSet* flags) {
       "dir-mode", "MODE",
       [options](absl::string_view value) { return SetMode(value, &options->dir_mode); },
       "permissions of directories (default 0555)");
+  flags->Text("user", "NAME", &options->user,
+              "the user whose rights the daemon has when root mounts (default: the system user "
+              "millrace if there is one, else nobody); root keeps root, without its privileges");
 }
 
 void DeclareCache(MountOptions* options, base::FlagSet* flags) {

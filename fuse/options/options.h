@@ -46,6 +46,7 @@ struct MountOptions {
   mode_t file_mode = 0444;
   mode_t dir_mode = 0555;
   bool allow_other = false;
+  std::string user;  // Of the daemon: a name or a number; empty: the keeper chooses.
   absl::Duration store_deadline = absl::Seconds(60);
   int64_t connections = 16;  // Parallel requests to the stores.
   bool look_ahead = true;

@@ -32,7 +32,8 @@ MAY_INCLUDE = {
     "cache/store": COMMON,
     "cache/tier": COMMON | {"cache/store"},
     "cache/fetch": COMMON | {"cache/store", "cache/tier"},
-    "fuse/options": COMMON | {"cache/tier"},  # The parser of --tier is the tier's own.
+    # The parser of --tier is the tier's own, and which files a source reads its store's.
+    "fuse/options": COMMON | {"cache/store", "cache/tier"},
     "fuse/vfs": COMMON | CACHE,
     "fuse/adapter": COMMON | {"fuse/vfs"},
     "fuse/daemon": COMMON | CACHE | FUSE,

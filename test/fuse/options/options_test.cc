@@ -14,6 +14,7 @@
 #include "common/base/flags.h"
 #include "common/base/mount_table.h"
 #include "common/base/paths.h"
+#include "fuse/options/local_files.h"
 #include "fuse/options/runtime_config.h"
 #include "fuse/options/validate.h"
 #include "gmock/gmock.h"
@@ -96,6 +97,8 @@ TEST(MountOptionsTest, TakesEveryOption) {
                                        "--no-passthrough",
                                        "--read-only",
                                        "--allow-other",
+                                       "--user",
+                                       "daemon",
                                        "--uid",
                                        "7",
                                        "--gid",
@@ -118,6 +121,7 @@ TEST(MountOptionsTest, TakesEveryOption) {
   EXPECT_EQ(options.tiers[0].medium, tier::Medium::kMem);
   EXPECT_EQ(options.tiers[1].high_water, 0.9);
   EXPECT_EQ(options.eviction, tier::EvictionPolicy::kSieve);
+  EXPECT_EQ(options.user, "daemon");
   EXPECT_EQ(options.memory_limit_bytes, 64 * base::kMiB);
   EXPECT_EQ(options.profile, Profile::kLargeFiles);
   EXPECT_EQ(options.refresh, absl::InfiniteDuration());
@@ -387,6 +391,16 @@ TEST_F(ValidateTest, ChoosesADefaultTier) {
   EXPECT_EQ(options_.tiers[0].medium, tier::Medium::kSsd);
   EXPECT_THAT(options_.tiers[0].path, HasSubstr(top_ + "/caches/"));
   EXPECT_LE(options_.tiers[0].quota_bytes, 10 * base::kGiB);
+}
+
+TEST(LocalFilesTest, AreThoseOfAllSources) {
+  MountOptions options;
+  options.sources = {"a=file:///srv/a", "b=s3://bucket?access-key-file=/key", "c=s3://",
+                     "d=https://host/?ca-file=/ca"};
+  const store::LocalFiles local = LocalFilesOf(
+      options, [](const std::string&) -> std::optional<std::string> { return std::nullopt; });
+  EXPECT_THAT(local.directories, ElementsAre("/srv/a"));
+  EXPECT_THAT(local.files, ElementsAre("/key", "/ca"));
 }
 
 }  // namespace

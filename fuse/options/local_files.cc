@@ -1,0 +1,20 @@
+#include "fuse/options/local_files.h"
+
+#include <iterator>
+#include <utility>
+
+namespace millrace::options {
+
+store::LocalFiles LocalFilesOf(const MountOptions& options, const store::Environment& environment) {
+  store::LocalFiles all;
+  for (const std::string& source : options.sources) {
+    absl::StatusOr<store::LocalFiles> local = store::LocalFilesOf(source, environment);
+    if (!local.ok()) continue;
+    std::move(local->directories.begin(), local->directories.end(),
+              std::back_inserter(all.directories));
+    std::move(local->files.begin(), local->files.end(), std::back_inserter(all.files));
+  }
+  return all;
+}
+
+}  // namespace millrace::options
