@@ -203,10 +203,11 @@ absl::Status InstallSandbox() {
     return absl::UnimplementedError("this kernel has no seccomp filters");
   }
   if (!status.ok()) return status;
-  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   installed.store(true, std::memory_order_release);
   return absl::OkStatus();
 }
+
+void HideMemory() { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); }
 
 bool SandboxInstalled() { return installed.load(std::memory_order_acquire); }
 

@@ -4,10 +4,6 @@
 // into a foothold: programs to start, other processes to look into, mounts and namespaces, the
 // kernel's rarely used corners. They fail with EPERM. Everything else passes, at no cost: the
 // kernel keeps a table of the calls that a filter always allows (Linux 5.11).
-//
-// The memory of the process also becomes unreadable to others of its user ("nobody" may be many),
-// and it leaves no core: that would hold secrets and delay the take-over by the time it takes to
-// write.
 #pragma once
 
 #include "absl/status/status.h"
@@ -18,6 +14,11 @@ namespace millrace::daemon {
 // nothing is left to execute. Unimplemented where the kernel or the processor has no such filter:
 // the caller says so and goes on. Errors leave the process as it is, but for no_new_privs.
 absl::Status InstallSandbox();
+
+// Makes the memory of this process unreadable to others of its user: "nobody" may be many. It then
+// leaves no core either, which would hold secrets, and delay the take-over by the time it takes to
+// write.
+void HideMemory();
 
 // True once InstallSandbox succeeded, for status and summary. Thread-safe.
 bool SandboxInstalled();

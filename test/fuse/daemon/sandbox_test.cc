@@ -8,6 +8,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -173,7 +174,17 @@ TEST(Sandbox, ShowsInStatus) {
     if (!Installed()) return false;
     const std::string status = base::ReadTextFile("/proc/self/status", 1 << 16).value_or("");
     return status.find("NoNewPrivs:\t1") != std::string::npos &&
-           status.find("Seccomp:\t2") != std::string::npos &&
+           status.find("Seccomp:\t2") != std::string::npos;
+  });
+}
+
+TEST(HideMemory, KeepsOthersOfTheUserOut) {
+  InChild([] {
+    if (!Works("open of /proc/self/mem", open("/proc/self/mem", O_RDONLY))) return false;
+    HideMemory();
+    struct stat found;
+    // Root's from now on, whoever this is.
+    return Works("stat", stat("/proc/self/mem", &found)) && found.st_uid == 0 &&
            prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0;
   });
 }
