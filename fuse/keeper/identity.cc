@@ -1,6 +1,7 @@
 #include "fuse/keeper/identity.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -27,6 +28,9 @@ namespace {
 
 constexpr char kPasswdPath[] = "/etc/passwd";
 constexpr size_t kPasswdSizeMax = 16 << 20;
+constexpr size_t kStatusSizeMax = 1 << 20;
+// As proc(5) writes it.
+constexpr uint64_t kReadSearchOnly = uint64_t{1} << CAP_DAC_READ_SEARCH;
 // A path on a dead network disk answers nothing; then it counts as out of reach.
 constexpr absl::Duration kProbeTimeout = absl::Seconds(10);
 
@@ -239,6 +243,28 @@ absl::StatusOr<IdentityChoice> ChooseIdentity(const IdentityRequest& request) {
   return IdentityChoice{
       root, absl::StrCat(probe.possible ? "root" : user.name, ", without privileges; ", reason,
                          " may need CAP_DAC_READ_SEARCH, which this container lacks")};
+}
+
+absl::StatusOr<std::optional<Identity>> IdentityOf(pid_t daemon) {
+  if (geteuid() != 0) return std::nullopt;
+  const std::string path = absl::StrCat("/proc/", daemon, "/status");
+  ASSIGN_OR_RETURN(const std::string status, base::ReadTextFile(path, kStatusSizeMax));
+  Identity identity;
+  uint64_t capabilities = 0;
+  int found = 0;
+  for (const absl::string_view line : absl::StrSplit(status, '\n')) {
+    const std::vector<absl::string_view> fields =
+        absl::StrSplit(line, absl::ByAnyChar(":\t"), absl::SkipEmpty());
+    if (fields.size() < 2) continue;
+    // Real, effective, saved: a daemon has three times the same.
+    found += (fields[0] == "Uid" && absl::SimpleAtoi(fields[1], &identity.uid)) ||
+             (fields[0] == "Gid" && absl::SimpleAtoi(fields[1], &identity.gid)) ||
+             (fields[0] == "CapPrm" && absl::SimpleHexAtoi(fields[1], &capabilities));
+  }
+  if (found != 3) return absl::InternalError(absl::StrCat(path, " is not what proc(5) says"));
+  identity.read_search = capabilities == kReadSearchOnly;
+  if (identity.uid == 0 && capabilities != 0 && !identity.read_search) return std::nullopt;
+  return identity;
 }
 
 }  // namespace millrace::keeper

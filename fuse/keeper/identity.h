@@ -9,6 +9,8 @@
 // Stateless; safe for concurrent use.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -43,6 +45,10 @@ struct IdentityChoice {
 
 // InvalidArgument when the wanted user does not exist or cannot be had.
 absl::StatusOr<IdentityChoice> ChooseIdentity(const IdentityRequest& request);
+
+// Who a running daemon is, for its successors under another keeper; none when it is who that keeper
+// is.
+absl::StatusOr<std::optional<Identity>> IdentityOf(pid_t daemon);
 
 // The user `name` (or its number, which needs no line) of the text of a passwd(5) file. NotFound
 // when there is none. Not getpwnam(3): it may ask the network, and the keeper must never wait.

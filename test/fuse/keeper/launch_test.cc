@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/errno_status.h"
+#include "fuse/keeper/identity.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "test/support/child_process.h"
@@ -211,6 +212,16 @@ class LaunchAsNobody : public ::testing::Test {
   void Start(const Identity& identity) {
     launched_.Start({.arguments = {secret_}, .identity = identity, .oom_score_adj = 200});
     ASSERT_TRUE(launched_.child().ok()) << launched_.child().status();
+    ExpectIdentity(identity);
+  }
+  // What a keeper that adopts the program would make of it.
+  void ExpectIdentity(const Identity& identity) {
+    const absl::StatusOr<std::optional<Identity>> found = IdentityOf(launched_.child()->pid);
+    ASSERT_TRUE(found.ok()) << found.status();
+    ASSERT_TRUE(found->has_value());
+    EXPECT_EQ((*found)->uid, identity.uid);
+    EXPECT_EQ((*found)->gid, identity.gid);
+    EXPECT_EQ((*found)->read_search, identity.read_search);
   }
   void ExpectIds(uint32_t id) {
     const std::string four = absl::StrCat(id, "\t", id, "\t", id, "\t", id);
@@ -258,6 +269,13 @@ TEST_F(LaunchAsNobody, RootWithReadSearch) {
   Start({.read_search = true});
   ExpectIds(0);
   ExpectCapabilities(kReadSearchOnly);
+}
+
+TEST_F(LaunchAsNobody, WhoIsAsTheKeeperHasNoIdentity) {
+  const absl::StatusOr<std::optional<Identity>> mine = IdentityOf(getpid());
+  ASSERT_TRUE(mine.ok()) << mine.status();
+  EXPECT_FALSE(mine->has_value());
+  EXPECT_FALSE(IdentityOf(0).ok());
 }
 
 // The program's directory may be closed to the user.
