@@ -1,10 +1,6 @@
 // millrace umount: ends a mount and waits until its daemon has written its cache out.
-#include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
-#include <sys/mount.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,8 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/mount_users.h"
@@ -27,9 +21,8 @@
 #include "common/base/mount_table.h"
 #include "common/base/paths.h"
 #include "common/base/status_macros.h"
+#include "common/base/unmount.h"
 #include "common/control/run_directory.h"
-
-extern char** environ;
 
 namespace millrace::cli {
 namespace {
@@ -40,52 +33,18 @@ constexpr absl::Duration kQuiet = absl::Seconds(2);
 constexpr absl::Duration kExitMax = absl::Minutes(30);
 constexpr size_t kUsersShown = 5;
 
-// fusermount3 is what a user without privileges unmounts with. Returns what it said.
-absl::Status RunFusermount(const std::string& mountpoint, bool lazy) {
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return base::ErrnoStatus(errno, "pipe");
-  const base::UniqueFd read_end(ends[0]);
-  base::UniqueFd write_end(ends[1]);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, write_end.get(), STDERR_FILENO);
-  std::vector<std::string> words = {"fusermount3", "-u"};
-  if (lazy) words.push_back("-z");
-  words.insert(words.end(), {"--", mountpoint});
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  pid_t pid = 0;
-  const int failed = posix_spawnp(&pid, argv[0], &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  write_end.Reset();
-  if (failed != 0) {
-    return absl::UnavailableError(
-        "fusermount3 is not installed, and only root unmounts without it; install the package "
-        "fuse3");
-  }
-  std::string said;
-  char chunk[1024];
-  for (ssize_t size; (size = read(read_end.get(), chunk, sizeof(chunk))) != 0;) {
-    if (size > 0) said.append(chunk, static_cast<size_t>(size));
-    if (size < 0 && errno != EINTR) break;
-  }
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
-  // It has one exit code for everything; its text tells a busy mount.
-  if (absl::StrContains(said, "busy")) return base::ErrnoStatus(EBUSY, mountpoint);
-  return absl::InternalError(absl::StrCat("cannot unmount ", mountpoint, ": ",
-                                          Printable(absl::StripAsciiWhitespace(said))));
-}
+// The keeper asks the mount whether it answers, some microseconds every second: a mount that is
+// busy for longer is busy with something else.
+constexpr absl::Duration kBusyGrace = absl::Milliseconds(300);
+constexpr int kBusyTickMs = 5;
 
-absl::Status Unmount(const std::string& mountpoint, bool lazy) {
-  if (geteuid() != 0) return RunFusermount(mountpoint, lazy);
-  if (umount2(mountpoint.c_str(), UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) == 0) {
-    return absl::OkStatus();
+absl::Status UnmountUnlessBusy(const std::string& mountpoint, bool lazy) {
+  const absl::Duration end = base::RealClock()->Monotonic() + kBusyGrace;
+  while (true) {
+    const absl::Status status = base::Unmount(mountpoint, lazy);
+    if (base::ErrnoOf(status) != EBUSY || base::RealClock()->Monotonic() > end) return status;
+    poll(nullptr, 0, kBusyTickMs);
   }
-  return base::ErrnoStatus(errno, absl::StrCat("cannot unmount ", mountpoint));
 }
 
 absl::Status Busy(const std::string& mountpoint, pid_t daemon) {
@@ -151,7 +110,7 @@ absl::Status UmountCommand(const std::string& mountpoint, bool lazy) {
     return absl::FailedPreconditionError(absl::StrCat(path, " is a mount of ", entry->fs_type,
                                                       ", not of Millrace; use: umount ", path));
   }
-  const absl::Status status = Unmount(path, lazy);
+  const absl::Status status = UnmountUnlessBusy(path, lazy);
   if (base::ErrnoOf(status) == EBUSY) return Busy(path, record.ok() ? record->record.pid : 0);
   RETURN_IF_ERROR(status);
   if (!record.ok()) return absl::OkStatus();  // Of another user: nothing of ours to wait for.
