@@ -1,5 +1,7 @@
 #include "common/control/control_client.h"
 
+#include <sys/socket.h>
+
 #include <cerrno>
 #include <utility>
 
@@ -14,7 +16,7 @@ namespace millrace::control {
 namespace {
 
 absl::StatusOr<base::UniqueFd> Connect(const std::string& socket_path) {
-  absl::StatusOr<base::UniqueFd> fd = ConnectTo(socket_path);
+  absl::StatusOr<base::UniqueFd> fd = ConnectTo(socket_path, SOCK_STREAM);
   if (fd.ok()) {
     RETURN_IF_ERROR(CheckPeer(fd->get()));
     return fd;

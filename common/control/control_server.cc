@@ -57,13 +57,16 @@ struct ControlServer::Connection {
   std::atomic<bool> ended{false};
 };
 
-absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(const Options& options,
+absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(Options options,
                                                                     Handler handler) {
-  ASSIGN_OR_RETURN(base::UniqueFd listener, ListenAt(options.socket_path));
+  base::UniqueFd listener = std::move(options.listener);
+  if (!listener.valid()) {
+    ASSIGN_OR_RETURN(listener, ListenAt(options.socket_path, SOCK_STREAM));
+  }
   base::UniqueFd wakeup(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wakeup.valid()) return base::ErrnoStatus(errno, "eventfd");
-  std::unique_ptr<ControlServer> server(
-      new ControlServer(options, std::move(handler), std::move(listener), std::move(wakeup)));
+  std::unique_ptr<ControlServer> server(new ControlServer(std::move(options), std::move(handler),
+                                                          std::move(listener), std::move(wakeup)));
   server->acceptor_ = std::thread([raw = server.get()] { raw->Accept(); });
   return server;
 }
@@ -91,7 +94,7 @@ void ControlServer::Stop() {
   }
   for (const auto& connection : connections) shutdown(connection->socket.get(), SHUT_RD);
   for (const auto& connection : connections) connection->thread.join();
-  unlink(options_.socket_path.c_str());
+  if (!options_.socket_path.empty()) unlink(options_.socket_path.c_str());
 }
 
 void ControlServer::Accept() {

@@ -44,13 +44,14 @@ class ControlServer {
   using Handler = std::function<absl::Status(const base::Json& request, ResponseStream& stream)>;
 
   struct Options {
-    std::string socket_path;
+    std::string socket_path;  // Listened at, and removed at the end.
+    // Or one that listens already, and outlives this server; `socket_path` is empty then.
+    base::UniqueFd listener;
     absl::Duration read_deadline = absl::Seconds(5);
   };
 
   // Listens when it returns. `handler` must be callable until Stop() has returned.
-  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(const Options& options,
-                                                              Handler handler);
+  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(Options options, Handler handler);
   ~ControlServer();
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;

@@ -53,8 +53,8 @@ absl::StatusOr<sockaddr_un> AddressOf(const std::string& path, base::UniqueFd* d
   return address;
 }
 
-absl::StatusOr<base::UniqueFd> NewSocket() {
-  base::UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+absl::StatusOr<base::UniqueFd> NewSocket(int type) {
+  base::UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return base::ErrnoStatus(errno, "socket");
   return fd;
 }
@@ -127,10 +127,10 @@ absl::Status CheckPeer(int fd) {
                    ", neither this user (", geteuid(), ") nor root"));
 }
 
-absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path) {
+absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path, int type) {
   base::UniqueFd directory;
   ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path, &directory));
-  ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket());
+  ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket(type | SOCK_NONBLOCK));
   // The mode of an unbound socket becomes that of its file (unix_bind): there is no instant in
   // which others could connect.
   if (fchmod(fd.get(), 0600) != 0) return base::ErrnoStatus(errno, path);
@@ -142,10 +142,10 @@ absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path) {
   return fd;
 }
 
-absl::StatusOr<base::UniqueFd> ConnectTo(const std::string& path) {
+absl::StatusOr<base::UniqueFd> ConnectTo(const std::string& path, int type) {
   base::UniqueFd directory;
   ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path, &directory));
-  ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket());
+  ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket(type));
   // A full backlog blocks connect() for ever otherwise.
   const timeval timeout = {5, 0};
   setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));

@@ -1,5 +1,5 @@
-// Lines of text over a Unix stream socket, with deadlines: what control_server and control_client
-// share. Private to this folder.
+// Lines of text over a Unix stream socket, with deadlines: what control_server, control_client and
+// the keeper's own server share.
 #pragma once
 
 #include <sys/types.h>
@@ -42,9 +42,11 @@ bool PeerGone(int fd);
 // PermissionDenied unless the peer runs as this user or as root.
 absl::Status CheckPeer(int fd);
 
-// A Unix stream socket at `path`, listening (mode 0600 from the start) or connected. Paths longer
-// than the 107 bytes of sockaddr_un are reached through a descriptor of their directory.
-absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path);
-absl::StatusOr<base::UniqueFd> ConnectTo(const std::string& path);
+// A Unix socket at `path`, listening (mode 0600 from the start) or connected; `type` is SOCK_STREAM
+// or SOCK_SEQPACKET. Paths longer than the 107 bytes of sockaddr_un are reached through a
+// descriptor of their directory. Who listens must be ready for accept to find nobody: the socket
+// does not block.
+absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path, int type);
+absl::StatusOr<base::UniqueFd> ConnectTo(const std::string& path, int type);
 
 }  // namespace millrace::control

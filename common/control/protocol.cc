@@ -48,6 +48,27 @@ TierStatus TierFromJson(const Json& json) {
   return tier;
 }
 
+Json ToJson(const KeeperStatus& keeper) {
+  Json json = {{"pid", keeper.pid},
+               {"alive", keeper.alive},
+               {"takeovers", keeper.takeovers},
+               {"last_pause_seconds", keeper.last_pause_seconds},
+               {"sessions_lost", keeper.sessions_lost}};
+  if (!keeper.crash_loop.empty()) json["crash_loop"] = keeper.crash_loop;
+  return json;
+}
+
+KeeperStatus KeeperFromJson(const Json& json) {
+  KeeperStatus keeper;
+  keeper.pid = JsonUnsigned(json, "pid");
+  keeper.alive = JsonBool(json, "alive");
+  keeper.takeovers = Counts(JsonField(json, "takeovers"));
+  keeper.last_pause_seconds = JsonDouble(json, "last_pause_seconds");
+  keeper.sessions_lost = JsonUnsigned(json, "sessions_lost");
+  keeper.crash_loop = JsonString(json, "crash_loop");
+  return keeper;
+}
+
 // Hit ratios of the datasets that were read at all: a ratio of nothing is left out, not NaN.
 Json HitRatios(const std::vector<ReadStatus>& reads) {
   std::map<std::string, std::vector<ReadStatus>> by_dataset;
@@ -155,6 +176,7 @@ Json ToJson(const StatusReport& report) {
       {"store", {{"bytes", report.store_bytes}, {"requests", report.store_requests}}},
       {"errors", report.errors},
       {"sessions_survived", report.sessions_survived},
+      {"keeper", ToJson(report.keeper)},
       {"memory",
        {{"used_bytes", report.memory_used_bytes},
         {"limit_bytes", report.memory_limit_bytes},
@@ -201,6 +223,7 @@ StatusReport StatusReportFromJson(const Json& json) {
   report.store_requests = JsonUnsigned(store, "requests");
   report.errors = Counts(JsonField(json, "errors"));
   report.sessions_survived = JsonUnsigned(json, "sessions_survived");
+  report.keeper = KeeperFromJson(JsonField(json, "keeper"));
   const Json& memory = JsonField(json, "memory");
   report.memory_used_bytes = JsonUnsigned(memory, "used_bytes");
   report.memory_limit_bytes = JsonUnsigned(memory, "limit_bytes");
@@ -211,6 +234,14 @@ StatusReport StatusReportFromJson(const Json& json) {
   report.names_hidden = JsonUnsigned(names, "hidden");
   report.names_changed = JsonUnsigned(names, "changed");
   return report;
+}
+
+Json ToJson(const UpgradeResult& result) {
+  return {{"from", result.from}, {"to", result.to}, {"pause_ms", result.pause_ms}};
+}
+
+UpgradeResult UpgradeResultFromJson(const Json& json) {
+  return {JsonString(json, "from"), JsonString(json, "to"), JsonDouble(json, "pause_ms")};
 }
 
 Json ErrorLine(const absl::Status& status) {

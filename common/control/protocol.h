@@ -29,6 +29,9 @@ inline constexpr char kOpStatus[] = "status";  // -> {"done":true,"status":Statu
 inline constexpr char kOpWarm[] = "warm";      // {"paths":[…]} -> WarmProgress…, last with done
 inline constexpr char kOpEvict[] = "evict";    // {"paths":[…]} -> {"done":true,"bytes_freed"}
 inline constexpr char kOpRefresh[] = "refresh";  // -> {"done":true,"changes"}: lists again now
+// Of a keeper's socket, which also knows ping:
+inline constexpr char kOpUpgrade[] = "upgrade";  // {"program":PATH} -> UpgradeResult
+inline constexpr char kOpStop[] = "stop";        // Unmounts -> {"done":true} before it is done
 
 struct PathsRequest {
   std::string op;
@@ -81,6 +84,16 @@ struct ReadStatus {
   uint64_t requests = 0;
 };
 
+// Who watches over the mount, and what it has lived through.
+struct KeeperStatus {
+  uint64_t pid = 0;
+  bool alive = false;
+  std::map<std::string, uint64_t> takeovers;  // By cause: signal, exit, oom, hang, upgrade.
+  double last_pause_seconds = 0;              // The last of them left the mount without a daemon.
+  uint64_t sessions_lost = 0;  // Mounts here that were given up: both processes had been killed.
+  std::string crash_loop;      // Why no daemon is started any more; empty: one serves.
+};
+
 struct StatusReport {
   std::string mountpoint;
   std::string version;
@@ -102,8 +115,9 @@ struct StatusReport {
   uint64_t store_bytes = 0;
   uint64_t store_requests = 0;
   std::map<std::string, uint64_t> errors;  // "component/kind".
-  uint64_t sessions_survived = 0;          // Take-overs of the mount by a new daemon.
-  uint64_t memory_used_bytes = 0;          // Reserved of the budget.
+  uint64_t sessions_survived = 0;          // Take-overs of the mount by a new daemon, all causes.
+  KeeperStatus keeper;
+  uint64_t memory_used_bytes = 0;  // Reserved of the budget.
   uint64_t memory_limit_bytes = 0;
   uint64_t resident_bytes = 0;  // The process, as the kernel counts it.
   uint64_t directories = 0;     // Known names.
@@ -113,6 +127,14 @@ struct StatusReport {
 };
 base::Json ToJson(const StatusReport& report);
 StatusReport StatusReportFromJson(const base::Json& json);
+
+struct UpgradeResult {
+  std::string from;  // Versions.
+  std::string to;
+  double pause_ms = 0;
+};
+base::Json ToJson(const UpgradeResult& result);
+UpgradeResult UpgradeResultFromJson(const base::Json& json);
 
 // The share of bytes that did not come from a store; negative when nothing was read.
 double HitRatio(const std::vector<ReadStatus>& reads);

@@ -42,6 +42,12 @@ class ReadyNotifier {
   // With no pipe does nothing: a foreground daemon keeps its terminal.
   absl::Status LogTo(const std::string& path);
 
+  // The pipe, for a process that goes on in this one's place; this one says nothing more.
+  base::UniqueFd Release() {
+    ended_ = true;
+    return std::move(pipe_);
+  }
+
   // Each ends the conversation; further calls do nothing.
   void Ready(const ReadySummary& summary);
   // Returns the exit code, for `return notifier.Failed(status);` in main.

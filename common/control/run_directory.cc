@@ -54,6 +54,7 @@ absl::Status EnsurePrivateDirectory(const std::string& path) {
 base::Json RecordToJson(const MountRecord& record) {
   return {{"mountpoint", record.mountpoint},
           {"pid", record.pid},
+          {"keeper_pid", record.keeper_pid},
           {"sources", record.sources},
           {"started_unix", absl::ToUnixSeconds(record.started)},
           {"version", record.version}};
@@ -65,6 +66,7 @@ absl::StatusOr<MountRecord> ReadRecord(const RunPaths& paths) {
   MountRecord record;
   record.mountpoint = base::JsonString(json, "mountpoint");
   record.pid = static_cast<pid_t>(base::JsonUnsigned(json, "pid"));
+  record.keeper_pid = static_cast<pid_t>(base::JsonUnsigned(json, "keeper_pid"));
   record.started =
       absl::FromUnixSeconds(static_cast<int64_t>(base::JsonUnsigned(json, "started_unix")));
   record.version = base::JsonString(json, "version");
@@ -106,16 +108,24 @@ void WritePid(int fd) {
   [[maybe_unused]] const ssize_t written = pwrite(fd, text.data(), text.size(), 0);
 }
 
+// What exists for as long as the mount does.
+void RemoveFiles(const RunPaths& paths) {
+  for (const std::string& path :
+       {paths.record(), paths.socket(), paths.keeper_socket(), paths.adoption_socket()}) {
+    unlink(path.c_str());
+  }
+}
+
 absl::Status AlreadyServed(const RunPaths& paths, absl::string_view mountpoint) {
   const std::string text = base::ReadTextFile(paths.lock(), 64).value_or("");
   const std::string process =
       text.empty() ? "" : absl::StrCat(" (process ", absl::StripAsciiWhitespace(text), ")");
   if (ReadRecord(paths).ok()) {
     return absl::FailedPreconditionError(
-        absl::StrCat("another millrace-fuse", process, " serves ", mountpoint,
+        absl::StrCat("another millrace-keeper", process, " serves ", mountpoint,
                      "; unmount it first: millrace umount ", mountpoint));
   }
-  return absl::FailedPreconditionError(absl::StrCat("another millrace-fuse", process,
+  return absl::FailedPreconditionError(absl::StrCat("another millrace-keeper", process,
                                                     " is just starting or ending at ", mountpoint,
                                                     "; wait for it, or end that process"));
 }
@@ -168,8 +178,7 @@ absl::StatusOr<RunDirectory> RunDirectory::CreateBelow(const std::string& base,
     if (!IsFileAt(lock_file.get(), paths.lock())) continue;
     WritePid(lock_file.get());
     // What a killed predecessor left must not be taken for ours.
-    unlink(paths.record().c_str());
-    unlink(paths.socket().c_str());
+    RemoveFiles(paths);
     // One generation is kept for whoever asks why the last mount ended; more would fill /run.
     rename(paths.log().c_str(), paths.old_log().c_str());
     return RunDirectory(paths, std::move(lock_file));
@@ -182,10 +191,7 @@ absl::Status RunDirectory::WriteRecord(const MountRecord& record) const {
   return base::WriteTextFile(paths_.record(), base::JsonPretty(RecordToJson(record)) + "\n", 0600);
 }
 
-void RunDirectory::Clear() const {
-  unlink(paths_.record().c_str());
-  unlink(paths_.socket().c_str());
-}
+void RunDirectory::Clear() const { RemoveFiles(paths_); }
 
 bool IsAlive(const RunPaths& paths) {
   const base::UniqueFd lock_file(open(paths.lock().c_str(), O_RDWR | O_CLOEXEC));
@@ -233,8 +239,8 @@ void RemoveStale(const RunPaths& paths) {
     const absl::StatusOr<bool> locked = TryLock(lock_file.get(), paths);
     if (!locked.ok() || !*locked) return;
   }
-  for (const std::string& path :
-       {paths.record(), paths.socket(), paths.log(), paths.old_log(), paths.lock()}) {
+  RemoveFiles(paths);
+  for (const std::string& path : {paths.log(), paths.old_log(), paths.lock()}) {
     unlink(path.c_str());
   }
   rmdir(paths.directory.c_str());

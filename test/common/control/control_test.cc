@@ -66,7 +66,7 @@ class ControlTest : public ::testing::Test {
 
   // Sends raw bytes and returns the first line of the answer.
   std::string Exchange(absl::string_view bytes) {
-    const auto fd = ConnectTo(socket_);
+    const auto fd = ConnectTo(socket_, SOCK_STREAM);
     if (!fd.ok()) return fd.status().ToString();
     send(fd->get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
     LineReader reader(fd->get(), kResponseLineMax);
@@ -176,7 +176,7 @@ TEST_F(ControlTest, HandlerSeesThatTheClientLeft) {
     return status;
   });
   {
-    const auto fd = ConnectTo(socket_);
+    const auto fd = ConnectTo(socket_, SOCK_STREAM);
     ASSERT_TRUE(fd.ok());
     ASSERT_TRUE(WriteLine(fd->get(), R"({"op":"warm"})", absl::Seconds(5)).ok());
   }
