@@ -319,13 +319,18 @@ absl::StatusOr<JournalReport> ParseJournalFile(int fd, JournalVisitor* visitor) 
 Journal::Journal(Options options) : options_(std::move(options)) {}
 
 Journal::~Journal() {
-  if (!thread_.joinable()) return;
+  if (thread_.joinable()) (void)Stop();
+}
+
+absl::Status Journal::Stop() {
   {
     base::MutexLock lock(&mutex_);
     stopping_ = true;
   }
   work_.NotifyAll();
   thread_.join();
+  base::MutexLock lock(&mutex_);
+  return done_ < appended_ ? last_failure_ : absl::OkStatus();
 }
 
 absl::Status Journal::Continue(uint64_t end, uint64_t garbage_bytes) {

@@ -139,6 +139,11 @@ class Journal {
   // Returns when everything appended before is written; with the error of the last try otherwise.
   absl::Status Flush();
 
+  // Writes what is pending, and from then on nothing: another process may continue the file. The
+  // error of the last write that failed before its end, if one did. Once; no call may follow but
+  // Append, whose records are lost.
+  absl::Status Stop();
+
   // Flush, and the file synced to its device.
   absl::Status Sync();
 

@@ -167,6 +167,12 @@ absl::Status Tier::StartJournal(std::function<void(SnapshotSink)> snapshot) {
   return journal_->StartAnew();
 }
 
+absl::Status Tier::HandOver() {
+  const absl::Status status = journal_->Stop();
+  lock_.Reset();
+  return status;
+}
+
 absl::Status Tier::Close() {
   RETURN_IF_ERROR(journal_->Flush());
   // One call for all data files, renames included, rather than an fsync for each of thousands.

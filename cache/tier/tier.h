@@ -104,6 +104,8 @@ class Tier {
   absl::Status StartJournal(std::function<void(SnapshotSink)> snapshot);
   // Syncs data and journal and writes the clean mark. Nothing may be written after it.
   absl::Status Close();
+  // Writes what is pending of the journal, and nothing afterwards; gives the lock back.
+  absl::Status HandOver();
   // Ends the journal, pending records written. Nothing may use the tier's files after it.
   void Stop() { journal_.reset(); }
 

@@ -90,6 +90,7 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   uint64_t Evict(absl::string_view source, absl::string_view path_prefix) override;
   std::vector<TierStats> Stats() const override;
   absl::Status Close() override;
+  absl::Status HandOver() override;
 
  private:
   // FileHost.
@@ -187,6 +188,16 @@ absl::Status TieredCacheOfFiles::Close() {
   absl::Status first_error;
   for (const auto& tier : tiers_) {
     const absl::Status status = tier->Close();
+    if (first_error.ok()) first_error = status;
+  }
+  return first_error;
+}
+
+absl::Status TieredCacheOfFiles::HandOver() {
+  StopMaintenance();
+  absl::Status first_error;
+  for (const auto& tier : tiers_) {
+    const absl::Status status = tier->HandOver();
     if (first_error.ok()) first_error = status;
   }
   return first_error;

@@ -172,6 +172,11 @@ class TieredCache {
   // after a reboot. Called once, when nothing uses the cache any more; without it (SIGKILL,
   // power cut) the journal alone decides.
   virtual absl::Status Close() = 0;
+
+  // Lets a successor open the tiers while this process still runs: writes what is pending, without
+  // a sync, and then nothing more; releases the locks. Afterwards the cache only reads and dies:
+  // what it would still have recorded is lost, as after a SIGKILL.
+  virtual absl::Status HandOver() = 0;
 };
 
 }  // namespace millrace::tier
