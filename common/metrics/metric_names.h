@@ -97,11 +97,17 @@ inline constexpr MetricInfo kCacheRefused = {"millrace_cache_refused_total",
 
 // --- Sessions and the file system.
 inline constexpr MetricInfo kTakeovers = {
-    "millrace_session_takeovers_total", MetricKind::kCounter,
-    "Times a new daemon took over the mount of one that ended."};
+    "millrace_session_takeovers_total",
+    MetricKind::kCounter,
+    "Times a new daemon took over the mount of one that ended. Causes: signal, exit, oom, hang, "
+    "upgrade.",
+    {"cause"}};
 inline constexpr MetricInfo kTakeoverSeconds = {
     "millrace_session_takeover_seconds", MetricKind::kHistogram,
     "Time a mount was without a daemon during a take-over."};
+inline constexpr MetricInfo kSessionsLost = {
+    "millrace_sessions_lost_total", MetricKind::kCounter,
+    "Mounts at this mountpoint that were given up, because keeper and daemon had both died."};
 inline constexpr MetricInfo kFuseRequests = {"millrace_fuse_requests_total",
                                              MetricKind::kCounter,
                                              "Requests from the kernel, by operation.",
@@ -135,12 +141,11 @@ inline constexpr MetricInfo kProcessStart = {"process_start_time_seconds", Metri
 
 // In the order above: the order of the page.
 inline constexpr std::array kAllMetrics = {
-    &kReadBytes,        &kReadRequests,  &kReadSeconds,     &kPassthroughOpens,
-    &kPassthroughBytes, &kStoreRequests, &kStoreBytes,      &kCacheUsed,
-    &kCacheCapacity,    &kCacheHitRatio, &kCacheEvictions,  &kCacheDemotions,
-    &kCacheRefused,     &kTakeovers,     &kTakeoverSeconds, &kFuseRequests,
-    &kErrors,           &kNamesHidden,   &kNames,           &kMemoryUsed,
-    &kMemoryLimit,      &kBuildInfo,     &kProcessResident, &kProcessCpu,
+    &kReadBytes,      &kReadRequests,   &kReadSeconds,  &kPassthroughOpens, &kPassthroughBytes,
+    &kStoreRequests,  &kStoreBytes,     &kCacheUsed,    &kCacheCapacity,    &kCacheHitRatio,
+    &kCacheEvictions, &kCacheDemotions, &kCacheRefused, &kTakeovers,        &kTakeoverSeconds,
+    &kSessionsLost,   &kFuseRequests,   &kErrors,       &kNamesHidden,      &kNames,
+    &kMemoryUsed,     &kMemoryLimit,    &kBuildInfo,    &kProcessResident,  &kProcessCpu,
     &kProcessStart,
 };
 

@@ -62,7 +62,7 @@ class Families : public SampleSink {
   }
 
   void AddHistogram(const MetricInfo& metric, const LabelValues& labels,
-                    const Histogram::Snapshot& snapshot) {
+                    const Histogram::Snapshot& snapshot) override {
     prometheus::ClientMetric sample = Labelled(metric, labels);
     uint64_t cumulative = 0;
     for (size_t i = 0; i < snapshot.buckets.size(); ++i) {

@@ -87,6 +87,8 @@ class SampleSink {
   virtual ~SampleSink() = default;
   // A value that is not finite is left out.
   virtual void Add(const MetricInfo& metric, const LabelValues& labels, double value) = 0;
+  virtual void AddHistogram(const MetricInfo& metric, const LabelValues& labels,
+                            const Histogram::Snapshot& snapshot) = 0;
 };
 
 class Metrics;
