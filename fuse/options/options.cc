@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "common/base/file_text.h"
 #include "common/base/flags.h"
@@ -22,7 +23,10 @@ namespace {
 constexpr size_t kConfigSizeMax = 4 << 20;
 
 // Options that say how this process was started: a file must not set them.
-constexpr absl::string_view kNotFromFile[] = {"config", "foreground", "ready-fd"};
+constexpr absl::string_view kNotFromFile[] = {"config", "foreground", "ready-fd", "custody-fd"};
+
+constexpr absl::string_view kProfileNames[] = {"small-files", "large-files", "auto"};
+constexpr absl::string_view kSeverityNames[] = {"debug", "info", "warning", "error"};
 
 base::HelpText HelpOfMount() {
   return {
@@ -146,6 +150,27 @@ void DeclareCache(MountOptions* options, base::FlagSet* flags) {
       "cache workers of a cluster; not in this version: refused");
 }
 
+void DeclareCustody(MountOptions* options, base::FlagSet* flags) {
+  flags->Custom(
+      "hang-deadline", "TIME",
+      [options](absl::string_view value) -> absl::Status {
+        ASSIGN_OR_RETURN(const absl::Duration deadline, base::ParseDuration(value));
+        if (deadline < absl::Seconds(2)) {
+          return absl::InvalidArgumentError("the least is 2s: a busy machine is no hung daemon");
+        }
+        options->hang_deadline = deadline;
+        return absl::OkStatus();
+      },
+      "how long the mount may go without an answer before its daemon is replaced (default 5s; inf: "
+      "for ever)");
+  flags->Integer(
+      "crash-limit", &options->crash_limit, 0, 1'000'000,
+      "after how many crashes of the daemon within a minute it is not started again, and "
+      "reads fail (default 5; 0: it always is)");
+  flags->Integer("custody-fd", &options->custody_fd, -1, 1 << 20, "descriptor of the keeper");
+  flags->Hide();
+}
+
 void DeclareReading(MountOptions* options, base::FlagSet* flags) {
   flags->Choice(
       "profile", {"small-files", "large-files", "auto"},
@@ -204,6 +229,7 @@ base::FlagSet DeclareFlags(MountOptions* options, std::string* config_path) {
   DeclareCache(options, &flags);
   DeclareReading(options, &flags);
   DeclareAccess(options, &flags);
+  DeclareCustody(options, &flags);
   flags.Text("config", "FILE", config_path,
              "a runtime.json with sources, mountpoint and options; options given here override it");
   flags.Text("metrics", "HOST:PORT", &options->metrics_address,
@@ -377,6 +403,40 @@ int FindReadyFd(absl::Span<const std::string> arguments) {
     if (!absl::SimpleAtoi(value, &fd) || fd < 0) fd = -1;
   }
   return fd;
+}
+
+std::vector<std::string> ToArguments(const MountOptions& options) {
+  std::vector<std::string> words;
+  const auto add = [&words](absl::string_view name, const absl::AlphaNum& value) {
+    words.push_back(absl::StrCat("--", name, "=", value));
+  };
+  for (const tier::TierOptions& tier : options.tiers) {
+    add("tier", absl::StrCat(tier::MediumName(tier.medium), ":", tier.path, ":", tier.quota_bytes,
+                             ",high=", tier.high_water, ",low=", tier.low_water));
+  }
+  add("eviction", options.eviction == tier::EvictionPolicy::kEpoch ? "epoch" : "sieve");
+  add("memory-limit", options.memory_limit_bytes);
+  add("profile", kProfileNames[static_cast<size_t>(options.profile)]);
+  add("refresh", absl::FormatDuration(options.refresh));
+  add("store-deadline", absl::FormatDuration(options.store_deadline));
+  add("connections", options.connections);
+  add("look-ahead", options.look_ahead ? "on" : "off");
+  add("io", options.io == Io::kAuto ? "auto" : options.io == Io::kUring ? "uring" : "posix");
+  if (!options.passthrough) words.push_back("--no-passthrough");
+  if (options.allow_other) words.push_back("--allow-other");
+  add("uid", options.uid);
+  add("gid", options.gid);
+  add("file-mode", absl::StrFormat("%04o", options.file_mode));
+  add("dir-mode", absl::StrFormat("%04o", options.dir_mode));
+  add("hang-deadline", absl::FormatDuration(options.hang_deadline));
+  add("crash-limit", options.crash_limit);
+  if (!options.metrics_address.empty()) add("metrics", options.metrics_address);
+  add("log-level", kSeverityNames[static_cast<size_t>(options.log_level)]);
+  if (options.foreground) words.push_back("--foreground");
+  words.push_back("--");
+  words.insert(words.end(), options.sources.begin(), options.sources.end());
+  words.push_back(options.mountpoint);
+  return words;
 }
 
 std::string MountHelp() {

@@ -53,7 +53,10 @@ struct MountOptions {
   base::Severity log_level = base::Severity::kInfo;
   Io io = Io::kAuto;
   bool passthrough = true;
-  int64_t ready_fd = -1;  // See common/control/ready.h; -1: none.
+  absl::Duration hang_deadline = absl::Seconds(5);  // A daemon that does not answer is replaced.
+  int64_t crash_limit = 5;                          // Within a minute; 0: none.
+  int64_t ready_fd = -1;                            // See common/control/ready.h; -1: none.
+  int64_t custody_fd = -1;                          // See fuse/keeper/custody.h; -1: none.
 
   // What was accepted but ignored, for the log.
   std::vector<std::string> notes;
@@ -63,6 +66,11 @@ struct ParsedMount {
   MountOptions options;
   bool help = false;  // --help was given: print MountHelp() and exit 0.
 };
+
+// Arguments that say the same as `options` to another process, whose directory, user and
+// configuration file may be others by then: what came from the command line, a file or the machine
+// is all written out. REQUIRES: ValidateMount accepted `options`.
+std::vector<std::string> ToArguments(const MountOptions& options);
 
 // Parses the arguments of `millrace mount` (without the program's name and the word "mount").
 absl::StatusOr<ParsedMount> ParseMountOptions(absl::Span<const std::string> arguments);
