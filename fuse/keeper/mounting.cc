@@ -1,0 +1,176 @@
+#include "fuse/keeper/mounting.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/clock.h"
+#include "common/base/errno_status.h"
+#include "common/base/mutex.h"
+#include "common/base/status_macros.h"
+
+extern char** environ;
+
+namespace millrace::keeper {
+namespace {
+
+constexpr char kDevice[] = "/dev/fuse";
+// The variable fusermount3 looks for, and the descriptor it sends the device through.
+constexpr char kCommunication[] = "_FUSE_COMMFD=3";
+constexpr int kCommunicationFd = 3;
+
+absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
+  base::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
+  if (!device.valid()) {
+    return base::ErrnoStatus(
+        errno,
+        absl::StrCat("cannot open ", kDevice,
+                     " (is the module fuse loaded, and the device given to this container?)"));
+  }
+  const std::string data = absl::StrCat("fd=", device.get(), ",rootmode=40000,user_id=", geteuid(),
+                                        ",group_id=", getegid(), ",default_permissions",
+                                        request.allow_other ? ",allow_other" : "");
+  if (mount(request.source_text.c_str(), request.mountpoint.c_str(), base::kMillraceFsType,
+            MS_RDONLY | MS_NOSUID | MS_NODEV, data.c_str()) != 0) {
+    return base::ErrnoStatus(errno, absl::StrCat("mount on ", request.mountpoint));
+  }
+  return device;
+}
+
+// The device that fusermount3 sends.
+absl::StatusOr<base::UniqueFd> ReceiveDevice(int socket) {
+  char byte;
+  iovec piece = {&byte, 1};
+  alignas(cmsghdr) char space[CMSG_SPACE(sizeof(int))];
+  msghdr header = {};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  header.msg_control = space;
+  header.msg_controllen = sizeof(space);
+  ssize_t size;
+  while ((size = recvmsg(socket, &header, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR) {
+  }
+  const cmsghdr* const rights = size > 0 ? CMSG_FIRSTHDR(&header) : nullptr;
+  if (rights == nullptr || rights->cmsg_type != SCM_RIGHTS) {
+    return absl::InternalError("fusermount3 mounted nothing");
+  }
+  int fd;
+  std::memcpy(&fd, CMSG_DATA(rights), sizeof(fd));
+  return base::UniqueFd(fd);
+}
+
+absl::StatusOr<base::UniqueFd> MountWithFusermount(const MountRequest& request) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    return base::ErrnoStatus(errno, "socketpair");
+  }
+  const base::UniqueFd ours(ends[0]);
+  base::UniqueFd theirs(ends[1]);
+  // A dup onto itself would keep it close-on-exec.
+  theirs = base::UniqueFd(fcntl(theirs.get(), F_DUPFD_CLOEXEC, kCommunicationFd + 1));
+  if (!theirs.valid()) return base::ErrnoStatus(errno, "dup");
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, theirs.get(), kCommunicationFd);
+  std::vector<std::string> words = {"fusermount3", "-o", FusermountOptions(request), "--",
+                                    request.mountpoint};
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  std::string communication = kCommunication;
+  std::vector<char*> environment = {communication.data()};
+  for (char** each = environ; *each != nullptr; ++each) environment.push_back(*each);
+  environment.push_back(nullptr);
+  pid_t pid = 0;
+  const int failed =
+      posix_spawnp(&pid, argv[0], &actions, nullptr, argv.data(), environment.data());
+  posix_spawn_file_actions_destroy(&actions);
+  theirs.Reset();
+  if (failed != 0) {
+    return absl::UnavailableError(
+        "fusermount3 is not installed, and only root mounts without it; install the package fuse3");
+  }
+  absl::StatusOr<base::UniqueFd> device = ReceiveDevice(ours.get());
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!device.ok() || !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    // It has said why on standard error, which is our log.
+    return absl::FailedPreconditionError(absl::StrCat(
+        "fusermount3 could not mount on ", request.mountpoint, "; its words are in the log"));
+  }
+  return device;
+}
+
+}  // namespace
+
+std::string FusermountOptions(const MountRequest& request) {
+  std::string source;
+  for (const char c : request.source_text) {
+    if (c == ',' || c == '\\') source.push_back('\\');
+    source.push_back(c);
+  }
+  return absl::StrCat("ro,nosuid,nodev,default_permissions,subtype=millrace,fsname=", source,
+                      request.allow_other ? ",allow_other" : "");
+}
+
+absl::StatusOr<base::UniqueFd> MountFuse(const MountRequest& request) {
+  return geteuid() == 0 ? MountAsRoot(request) : MountWithFusermount(request);
+}
+
+std::optional<base::MountEntry> FindMillraceMount(const std::string& mountpoint) {
+  const absl::StatusOr<std::vector<base::MountEntry>> table = base::ReadMountTable();
+  if (!table.ok()) return std::nullopt;
+  std::optional<base::MountEntry> mount = base::FindMount(*table, mountpoint);
+  if (!mount.has_value() || mount->fs_type != base::kMillraceFsType) return std::nullopt;
+  return mount;
+}
+
+bool RaiseReadAhead(const base::MountEntry& mount, unsigned kib) {
+  std::ofstream file(absl::StrCat("/sys/class/bdi/", mount.device_major, ":", mount.device_minor,
+                                  "/read_ahead_kb"));
+  file << kib << std::flush;
+  return file.good();
+}
+
+bool IsMountDead(const std::string& mountpoint, absl::Duration timeout) {
+  struct Answer {
+    base::Mutex mutex;
+    base::CondVar there;
+    std::optional<int> error ABSL_GUARDED_BY(mutex);
+  };
+  const auto answer = std::make_shared<Answer>();
+  std::thread([answer, mountpoint] {
+    struct statfs ignored;
+    const int error = statfs(mountpoint.c_str(), &ignored) == 0 ? 0 : errno;
+    base::MutexLock lock(&answer->mutex);
+    answer->error = error;
+    answer->there.NotifyAll();
+  }).detach();
+  const absl::Duration deadline = base::RealClock()->Monotonic() + timeout;
+  base::MutexLock lock(&answer->mutex);
+  while (!answer->error.has_value()) {
+    const absl::Duration left = deadline - base::RealClock()->Monotonic();
+    if (left <= absl::ZeroDuration()) return false;
+    answer->there.WaitFor(&answer->mutex, left);
+  }
+  return *answer->error == ENOTCONN || *answer->error == ECONNABORTED;
+}
+
+}  // namespace millrace::keeper
