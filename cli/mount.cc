@@ -1,6 +1,6 @@
-// millrace mount: starts the daemon of a mount and waits until it answers.
+// millrace mount: starts the keeper of a mount and waits until the mount answers.
 //
-// The daemon knows the options (fuse/options/options.h); this command only hands them over, so
+// The keeper knows the options (fuse/options/options.h); this command only hands them over, so
 // there is one parser and one help text.
 #include <poll.h>
 #include <signal.h>
@@ -15,7 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/commands.h"
-#include "cli/daemon_process.h"
+#include "cli/keeper_process.h"
 #include "cli/terminal.h"
 #include "common/base/clock.h"
 #include "common/base/errno_status.h"
@@ -50,14 +50,14 @@ std::string ReadAll(int fd) {
 // Waits for the daemon's last word, showing that it waits.
 class ReadyWait {
  public:
-  explicit ReadyWait(const StartedDaemon* daemon) : daemon_(daemon) {}
+  explicit ReadyWait(const StartedKeeper* keeper) : keeper_(keeper) {}
 
   // kReady or kFailed. Unavailable when the daemon died without a word; Cancelled by a signal.
   absl::StatusOr<control::ReadyMessage> Run() {
     const absl::Duration start = base::RealClock()->Monotonic();
     for (int tick = 0;; ++tick) {
       if (Interrupted().load()) return absl::CancelledError("interrupted");
-      pollfd waited = {daemon_->ready.get(), POLLIN, 0};
+      pollfd waited = {keeper_->ready.get(), POLLIN, 0};
       const int ready = poll(&waited, 1, static_cast<int>(absl::ToInt64Milliseconds(kTick)));
       const absl::Duration elapsed = base::RealClock()->Monotonic() - start;
       if (elapsed >= kQuiet) {
@@ -83,7 +83,7 @@ class ReadyWait {
   std::string LastWords() const {
     std::string words;
     for (const absl::string_view line :
-         absl::StrSplit(ReadAll(daemon_->output.get()), '\n', absl::SkipEmpty())) {
+         absl::StrSplit(ReadAll(keeper_->output.get()), '\n', absl::SkipEmpty())) {
       absl::StrAppend(&words, "  ", line, "\n");
     }
     if (!log_path_.empty()) absl::StrAppend(&words, control::LogTail(log_path_, kLogLines));
@@ -96,21 +96,21 @@ class ReadyWait {
   // False at the end of the pipe.
   absl::StatusOr<bool> Fill() {
     char chunk[16384];
-    const ssize_t size = read(daemon_->ready.get(), chunk, sizeof(chunk));
+    const ssize_t size = read(keeper_->ready.get(), chunk, sizeof(chunk));
     if (size < 0 && errno == EINTR) return true;
     if (size < 0) return base::ErrnoStatus(errno, "the daemon's pipe");
     buffer_.append(chunk, static_cast<size_t>(size));
     return size > 0;
   }
 
-  const StartedDaemon* const daemon_;
+  const StartedKeeper* const keeper_;
   StatusLine line_{STDERR_FILENO};
   std::string buffer_;
   std::string log_path_;
 };
 
 // Nothing of a mount that was given up may stay behind.
-void StopDaemon(pid_t pid) {
+void StopKeeper(pid_t pid) {
   kill(pid, SIGTERM);
   if (WaitForExit(pid, kExitGrace)) return;
   kill(pid, SIGKILL);
@@ -121,24 +121,24 @@ void StopDaemon(pid_t pid) {
 
 int MountInBackground(const std::string& program, const Arguments& arguments) {
   NoteInterrupts();
-  absl::StatusOr<StartedDaemon> daemon = StartDaemon(program, arguments);
-  if (!daemon.ok()) return Report(daemon.status());
+  absl::StatusOr<StartedKeeper> keeper = StartKeeper(program, arguments);
+  if (!keeper.ok()) return Report(keeper.status());
   absl::StatusOr<control::ReadyMessage> message = absl::UnknownError("");
   std::string last_words;
   std::string log_path;
   {
-    ReadyWait wait(&*daemon);
+    ReadyWait wait(&*keeper);
     message = wait.Run();
     if (!message.ok()) last_words = wait.LastWords();
     log_path = wait.log_path();
   }
   if (absl::IsCancelled(message.status())) {
-    StopDaemon(daemon->pid);
+    StopKeeper(keeper->pid);
     return Report(
         absl::CancelledError("interrupted before the mount answered; nothing is mounted"));
   }
   if (!message.ok()) {
-    StopDaemon(daemon->pid);
+    StopKeeper(keeper->pid);
     Report(absl::UnavailableError(absl::StrCat(
         message.status().message(), log_path.empty() ? "" : absl::StrCat("; its log is ", log_path),
         last_words.empty() ? "" : "; its last words:")));
@@ -146,7 +146,7 @@ int MountInBackground(const std::string& program, const Arguments& arguments) {
     return 1;
   }
   if (message->kind == control::ReadyMessage::Kind::kFailed) {
-    WaitForExit(daemon->pid, kExitGrace);
+    WaitForExit(keeper->pid, kExitGrace);
     // The error says it all; the log of a mount that never was would only confuse. Does nothing
     // when the run directory serves a living mount.
     if (!log_path.empty()) control::RemoveStale({log_path.substr(0, log_path.rfind('/'))});
@@ -158,11 +158,11 @@ int MountInBackground(const std::string& program, const Arguments& arguments) {
 }
 
 int MountMain(const Arguments& arguments) {
-  const absl::StatusOr<std::string> program = FindDaemonProgram();
+  const absl::StatusOr<std::string> program = FindProgram("millrace-keeper");
   if (!program.ok()) return Report(program.status());
   if (HasOption(arguments, "--foreground") || HasOption(arguments, "--help") ||
       HasOption(arguments, "-h")) {
-    return Report(ExecDaemon(*program, arguments));
+    return Report(ExecKeeper(*program, arguments));
   }
   return MountInBackground(*program, arguments);
 }

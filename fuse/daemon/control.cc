@@ -118,6 +118,7 @@ control::StatusReport Daemon::Status() const {
   report.features = {
       {"passthrough", features.passthrough},
       {"open_less", features.without_open && mount_->vfs().profile() == vfs::Profile::kSmallFiles},
+      {"read_ahead_raised", custody_->session()->read_ahead_raised.load() != 0},
       {"uring", features.uring}};
   for (const store::OpenedSource& source : sources_) {
     report.sources.push_back(
@@ -141,6 +142,8 @@ control::StatusReport Daemon::Status() const {
   report.errors = {{"fetch/store", shared_.store_errors.load()},
                    {"fetch/cache", shared_.cache_errors.load()},
                    {"fetch/stale", shared_.stale_objects.load()}};
+  report.sessions_survived = custody_->session().TakeoverCount();
+  report.keeper = keeper::StatusOfKeeper(custody_->session(), custody_->has_keeper());
   report.memory_used_bytes = pool_->used_blocks() * fetch::kBlockSize;
   report.memory_limit_bytes = options_.memory_limit_bytes;
   report.resident_bytes = ResidentBytes();

@@ -25,6 +25,8 @@ constexpr size_t kSampleSize = 1000;
 constexpr absl::Duration kSampleTimeout = absl::Seconds(5);
 constexpr unsigned kRingEntries = 256;
 constexpr int kPosixReadThreads = 8;
+// Of an answer on its way when a successor takes over. It is asked again for what takes longer.
+constexpr absl::Duration kDetachTimeout = absl::Milliseconds(20);
 constexpr long kOverlayfsMagic = 0x794c7630;
 
 size_t RaiseDescriptorLimit() {
@@ -61,19 +63,26 @@ vfs::Profile ProfileOf(options::Profile profile) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions& options) {
-  std::unique_ptr<Daemon> daemon(new Daemon(options));
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions& options,
+                                                     keeper::Custody* custody) {
+  std::unique_ptr<Daemon> daemon(new Daemon(options, custody));
   daemon->metrics_ = std::make_unique<metrics::Metrics>(base::kVersion);
-  if (!options.metrics_address.empty()) {
+  daemon->metrics_wanted_ = !options.metrics_address.empty();
+  if (daemon->metrics_wanted_ && !custody->take_over()) {
     RETURN_IF_ERROR(daemon->metrics_->Serve(options.metrics_address));
+    daemon->metrics_wanted_ = false;
   }
   RETURN_IF_ERROR(daemon->OpenSources());
-  RETURN_IF_ERROR(daemon->OpenCache());
+  const size_t descriptors = RaiseDescriptorLimit();
+  RETURN_IF_ERROR(daemon->OpenFileIo());
+  if (custody->standby()) RETURN_IF_ERROR(custody->AwaitGo());
+  RETURN_IF_ERROR(daemon->OpenCache(descriptors));
   return daemon;
 }
 
-absl::Status Daemon::Serve(const std::string& control_socket) {
-  RETURN_IF_ERROR(MountFileSystem());
+absl::Status Daemon::Serve() {
+  ASSIGN_OR_RETURN(keeper::Grant grant, custody_->Open());
+  RETURN_IF_ERROR(TakeMount(std::move(grant.device), grant.can_back));
   collector_ = metrics_->AddCollector([this](metrics::SampleSink& sink) { Collect(sink); });
   rates_ = std::make_unique<metrics::RateSampler>(base::RealClock(), absl::Seconds(10),
                                                   [this]() -> std::vector<uint64_t> {
@@ -83,28 +92,41 @@ absl::Status Daemon::Serve(const std::string& control_socket) {
                                                     return {read_counter_->bytes(), store_bytes};
                                                   });
   rates_->Start();
-  ASSIGN_OR_RETURN(control_, control::ControlServer::Start({.socket_path = control_socket},
-                                                           [this](const base::Json& request,
-                                                                  control::ResponseStream& stream) {
-                                                             return Handle(request, stream);
-                                                           }));
+  ASSIGN_OR_RETURN(control_,
+                   control::ControlServer::Start(
+                       {.listener = std::move(grant.control_listener)},
+                       [this](const base::Json& request, control::ResponseStream& stream) {
+                         return Handle(request, stream);
+                       }));
+  RETURN_IF_ERROR(custody_->Serving());
+  {
+    base::MutexLock lock(&stop_mutex_);
+    serving_ = true;
+    finish_ |= stopping_;
+  }
   maintenance_ = std::thread([this] { Maintain(); });
-  base::MutexLock lock(&stop_mutex_);
-  serving_ = true;
-  if (stopping_) StopMount();
+  custody_->Listen(this);
   return absl::OkStatus();
 }
 
-void Daemon::StopMount() {
-  UnmountDirectly(options_.mountpoint);
-  mount_->Stop();
+void Daemon::Note(bool* event) {
+  base::MutexLock lock(&stop_mutex_);
+  *event = true;
+  stop_.NotifyAll();
 }
 
 void Daemon::Stop() {
+  if (custody_->EndMount().ok()) return;  // What follows comes from the keeper.
+  base::Log(base::Severity::kWarning,
+            "ending without a keeper: the mount stays, dead; take it away with millrace umount",
+            {{"mountpoint", options_.mountpoint}});
   base::MutexLock lock(&stop_mutex_);
-  stopping_ = true;
+  if (serving_) {
+    finish_ = true;
+  } else {
+    stopping_ = true;
+  }
   stop_.NotifyAll();
-  if (serving_) StopMount();
 }
 
 absl::Status Daemon::OpenSources() {
@@ -113,8 +135,11 @@ absl::Status Daemon::OpenSources() {
     ASSIGN_OR_RETURN(store::OpenedSource source, store::OpenSource(text));
     labels.push_back(DatasetLabel(source.source));
     // The first word to the store decides whether there is a mount: no retries, so that a wrong
-    // name is told at once.
-    RETURN_IF_ERROR(store::CheckAccess(source, {.timeout = absl::Seconds(20)}));
+    // name is told at once. Where there is one already, the store may be away: cached files are
+    // read on.
+    if (!custody_->take_over()) {
+      RETURN_IF_ERROR(store::CheckAccess(source, {.timeout = absl::Seconds(20)}));
+    }
     store_counters_.push_back(std::make_unique<StoreCounter>(labels.back(), metrics_.get()));
     source.store = store::NewRetryingStore(
         store::NewCountingStore(std::move(source.store), store_counters_.back().get()),
@@ -125,8 +150,7 @@ absl::Status Daemon::OpenSources() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::OpenCache() {
-  const size_t descriptors = RaiseDescriptorLimit();
+absl::Status Daemon::OpenFileIo() {
   if (options_.io != options::Io::kPosix) {
     absl::StatusOr<std::unique_ptr<io::FileIo>> uring = io::NewUringFileIo(kRingEntries);
     if (uring.ok()) {
@@ -142,6 +166,10 @@ absl::Status Daemon::OpenCache() {
     file_io_ = io::NewPosixFileIo(kPosixReadThreads);
     io_name_ = "posix";
   }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::OpenCache(size_t descriptors) {
   tier::CacheOptions cache;
   cache.tiers = options_.tiers;
   cache.policy = options_.eviction;
@@ -163,10 +191,13 @@ absl::Status Daemon::OpenCache() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::MountFileSystem() {
+absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
+  ASSIGN_OR_RETURN(base::UniqueFd nodes, custody_->NodeMemory());
+  ASSIGN_OR_RETURN(ledger_, vfs::Ledger::Open(std::move(nodes)));
   vfs::TreeOptions tree;
   tree.sources = sources_;
   tree.refresh = options_.refresh;
+  tree.ledger = ledger_.get();
   tree_ = vfs::Tree::Create(std::move(tree));
 
   adapter::MountOptions mount;
@@ -180,14 +211,14 @@ absl::Status Daemon::MountFileSystem() {
   for (const tier::TierOptions& option : options_.tiers) {
     if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
   }
-  ASSIGN_OR_RETURN(DirectSession direct,
-                   MountDirectly(options_.mountpoint,
-                                 sources_.size() == 1 ? sources_.front().source.url : "millrace",
-                                 options_.allow_other));
-  backing_ = std::move(direct.backing);
+  adapter::Session session;
+  session.device = std::move(device);
+  session.saved_init = custody_->session().SavedInit();
+  session.save_init = [this](absl::string_view init) { return custody_->session().SaveInit(init); };
+  if (can_back) session.backing = &backing_;
   ASSIGN_OR_RETURN(
       mount_, adapter::Mount::Create(
-                  mount, std::move(direct.session),
+                  mount, std::move(session),
                   [this](vfs::BackingFiles* backing) {
                     vfs::VfsOptions options;
                     options.profile = ProfileOf(options_.profile);
@@ -195,6 +226,7 @@ absl::Status Daemon::MountFileSystem() {
                     // About 1 KiB each: an eighth of the limit at most.
                     options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
                     options.backing = backing;
+                    options.ledger = ledger_.get();
                     options.observer = read_counter_.get();
                     return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
                   },
@@ -207,7 +239,8 @@ absl::Status Daemon::MountFileSystem() {
                     capacity.files = tree_->Stats().files;
                     return capacity;
                   }));
-  if (options_.profile == options::Profile::kAuto) {
+  // A predecessor may have chosen already.
+  if (mount_->vfs().profile() == vfs::Profile::kAuto) {
     sampler_ = std::thread([this] { ChooseProfileFromSample(); });
   }
   return absl::OkStatus();
@@ -233,9 +266,20 @@ void Daemon::ChooseProfileFromSample() {
 
 void Daemon::Maintain() {
   uint64_t evictions_seen = 0;
-  base::MutexLock lock(&stop_mutex_);
-  while (!stopping_) {
-    stop_.WaitFor(&stop_mutex_, absl::Seconds(1));
+  while (true) {
+    bool drain;
+    bool finish;
+    {
+      base::MutexLock lock(&stop_mutex_);
+      if (!stopping_ && !drain_ && !finish_) stop_.WaitFor(&stop_mutex_, absl::Seconds(1));
+      if (stopping_) return;
+      drain = drain_;
+      finish = finish_;
+    }
+    // Here and not in the custody's thread, which answers those who are waited for.
+    if (drain) return HandOver();
+    if (finish) return mount_->Stop();
+    ServeMetrics();
     pool_->Trim();
     uint64_t evictions = 0;
     for (const tier::TierStats& tier : cache_->Stats()) {
@@ -245,10 +289,43 @@ void Daemon::Maintain() {
   }
 }
 
-absl::Status Daemon::RunUntilUnmounted() {
+// The predecessor's listening socket goes with its process, which may take a moment longer than its
+// mount.
+void Daemon::ServeMetrics() {
+  if (!metrics_wanted_) return;
+  const absl::Status status = metrics_->Serve(options_.metrics_address);
+  metrics_wanted_ = absl::IsUnavailable(status);
+  if (status.ok()) return;
+  base::Log(base::Severity::kWarning, "metrics are not served yet", {{"cause", status.ToString()}});
+}
+
+void Daemon::HandOver() {
+  mount_->Detach(kDetachTimeout);
+  // What a fetch has brought so far is in the cache.
+  queue_->Stop();
+  if (const absl::Status status = cache_->HandOver(); !status.ok()) {
+    base::Log(base::Severity::kWarning, "the cache was not written out for the successor",
+              {{"cause", status.ToString()}});
+  }
+  custody_->Drained();
+}
+
+absl::StatusOr<Daemon::Ended> Daemon::Run() {
   mount_->Wait();
+  bool drained;
+  {
+    base::MutexLock lock(&stop_mutex_);
+    drained = drain_;
+  }
+  if (drained) {
+    maintenance_.join();
+    return Ended::kHandedOver;
+  }
   EndThreads();
-  return cache_->Close();
+  const absl::Status closed = cache_->Close();
+  custody_->Leaving();
+  RETURN_IF_ERROR(closed);
+  return Ended::kUnmounted;
 }
 
 void Daemon::EndThreads() {
@@ -261,7 +338,7 @@ void Daemon::EndThreads() {
   }
   if (maintenance_.joinable()) maintenance_.join();
   if (mount_ != nullptr) {
-    StopMount();
+    mount_->Stop();
     mount_->Wait();
   }
   if (sampler_.joinable()) sampler_.join();
@@ -289,6 +366,7 @@ control::ReadySummary Daemon::Summary() const {
                                                 ? "not with --profile small-files"
                                                 : "no: it needs Linux 6.9 and root");
   summary.facts.emplace_back("cache reads", io_name_);
+  if (!custody_->identity().empty()) summary.facts.emplace_back("runs as", custody_->identity());
   summary.facts.emplace_back(
       "profile", options_.profile == options::Profile::kAuto
                      ? "auto: chosen from a sample before the first open; see millrace status"
@@ -328,7 +406,13 @@ void Daemon::Collect(metrics::SampleSink& sink) {
   sink.Add(metrics::kNamesHidden, {}, static_cast<double>(tree.names_hidden));
   sink.Add(metrics::kNames, {"file"}, static_cast<double>(tree.files));
   sink.Add(metrics::kNames, {"directory"}, static_cast<double>(tree.directories));
-  sink.Add(metrics::kTakeovers, {}, 0);
+  for (size_t i = 0; i < keeper::kCauses; ++i) {
+    sink.Add(metrics::kTakeovers, {std::string(keeper::CauseName(static_cast<keeper::Cause>(i)))},
+             static_cast<double>(custody_->session()->takeovers[i].load()));
+  }
+  sink.AddHistogram(metrics::kTakeoverSeconds, {}, custody_->session().Pauses());
+  sink.Add(metrics::kSessionsLost, {},
+           static_cast<double>(custody_->session()->sessions_lost.load()));
   sink.Add(metrics::kMemoryUsed, {}, static_cast<double>(pool_->used_blocks() * fetch::kBlockSize));
   sink.Add(metrics::kMemoryLimit, {}, static_cast<double>(options_.memory_limit_bytes));
   sink.Add(metrics::kErrors, {"fetch", "store"}, shared_.store_errors.load());

@@ -1,6 +1,7 @@
-// millrace-fuse: the daemon of one mount. `millrace mount` starts it; this file only wires.
+// millrace-fuse: the daemon of one mount. millrace-keeper starts it; this file only wires.
 #include <pthread.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -9,23 +10,23 @@
 #include <thread>
 #include <vector>
 
-#include "common/base/errno_status.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
-#include "common/base/mount_table.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/control/ready.h"
 #include "common/control/run_directory.h"
 #include "fuse/daemon/daemon.h"
+#include "fuse/daemon/sandbox.h"
+#include "fuse/keeper/custody.h"
 #include "fuse/options/options.h"
-#include "fuse/options/validate.h"
 
 namespace millrace::daemon {
 namespace {
 
-// SIGTERM and SIGINT unmount. They are blocked in every thread and taken by one that waits for
-// them, so that no handler has to be async-signal-safe. REQUIRES: called before any thread starts.
+// SIGTERM and SIGINT ask for the unmount. They are blocked in every thread and taken by one that
+// waits for them, so that no handler has to be async-signal-safe. REQUIRES: called before any
+// thread starts.
 sigset_t BlockSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -64,76 +65,65 @@ class StopSignals {
   Daemon* daemon_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
-absl::StatusOr<options::MountOptions> Prepare(const std::vector<std::string>& arguments,
-                                              bool* help) {
-  ASSIGN_OR_RETURN(options::ParsedMount parsed, options::ParseMountOptions(arguments));
-  *help = parsed.help;
-  if (parsed.help) return parsed.options;
-  ASSIGN_OR_RETURN(const std::vector<base::MountEntry> mounts, base::ReadMountTable());
-  RETURN_IF_ERROR(options::ValidateMount(mounts, control::CacheBase(), &parsed.options));
-  return parsed.options;
+// What the daemon is told by its keeper alone; a person who starts it by hand wants the command.
+absl::StatusOr<std::unique_ptr<keeper::Custody>> ConnectToKeeper(
+    const options::MountOptions& options) {
+  if (options.custody_fd < 0) {
+    return absl::InvalidArgumentError(
+        "millrace-fuse serves a mount that millrace-keeper makes; mount with: millrace mount "
+        "SOURCE... MOUNTPOINT");
+  }
+  return keeper::Custody::Connect(base::UniqueFd(static_cast<int>(options.custody_fd)),
+                                  base::kVersion);
 }
 
 int Run(const std::vector<std::string>& arguments) {
   control::ReadyNotifier ready(options::FindReadyFd(arguments));
-  bool help = false;
-  const absl::StatusOr<options::MountOptions> options = Prepare(arguments, &help);
-  if (!options.ok()) return ready.Failed(options.status());
-  if (help) {
+  const absl::StatusOr<options::ParsedMount> parsed = options::ParseMountOptions(arguments);
+  if (!parsed.ok()) return ready.Failed(parsed.status());
+  if (parsed->help) {
     std::fputs(options::MountHelp().c_str(), stdout);
     return 0;
   }
-  base::SetLogThreshold(options->log_level);
+  const options::MountOptions& options = parsed->options;
+  base::SetLogThreshold(options.log_level);
   const sigset_t signals = BlockSignals();
-
-  const absl::StatusOr<control::RunDirectory> directory =
-      control::RunDirectory::Create(options->mountpoint);
-  if (!directory.ok()) return ready.Failed(directory.status());
-  if (const absl::Status status = ready.LogTo(directory->paths().log()); !status.ok()) {
-    return ready.Failed(status);
-  }
-  for (const std::string& note : options->notes) base::Log(base::Severity::kWarning, note);
-
-  // Every path is absolute by now; a daemon must not keep somebody's disk busy.
-  if (chdir("/") != 0) return ready.Failed(base::ErrnoStatus(errno, "chdir to /"));
-  StopSignals& stop = *new StopSignals(signals);  // As long as its thread: for ever.
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Open(*options);
-  absl::Status started = daemon.status();
-  if (started.ok()) {
-    stop.StopThis(daemon->get());
-    started = (*daemon)->Serve(directory->paths().socket());
-  }
-  if (!started.ok()) {
-    directory->Clear();
-    return ready.Failed(started);
-  }
-  control::MountRecord record;
-  record.mountpoint = options->mountpoint;
-  record.pid = getpid();
-  for (const store::OpenedSource& source : (*daemon)->sources()) {
-    record.sources.push_back(source.source.name.empty()
-                                 ? source.source.url
-                                 : absl::StrCat(source.source.name, "=", source.source.url));
-  }
-  record.started = absl::Now();
-  record.version = base::kVersion;
-  if (const absl::Status status = directory->WriteRecord(record); !status.ok()) {
-    (*daemon)->Stop();
-    return ready.Failed(status);
-  }
-  ready.Ready((*daemon)->Summary());
-
-  const absl::Status status = (*daemon)->RunUntilUnmounted();
-  if (!status.ok()) {
-    base::Log(base::Severity::kError, "the cache was not closed cleanly",
+  // Executed through a descriptor, whose number the kernel took for a name.
+  prctl(PR_SET_NAME, "millrace-fuse");
+  HideMemory();
+  if (const absl::Status status = InstallSandbox(); !status.ok()) {
+    base::Log(base::Severity::kWarning, "serving without a filter of system calls",
               {{"cause", status.ToString()}});
   }
-  base::Log(base::Severity::kInfo, "unmounted", {});
-  directory->Clear();
+  absl::StatusOr<std::unique_ptr<keeper::Custody>> connected = ConnectToKeeper(options);
+  if (!connected.ok()) return ready.Failed(connected.status());
+  keeper::Custody& custody = **connected;
+  const auto fail = [&](const absl::Status& status) {
+    custody.Refused(base::ErrorText(status));
+    return ready.Failed(status);
+  };
+
+  StopSignals& stop = *new StopSignals(signals);  // As long as its thread: for ever.
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Open(options, &custody);
+  if (!daemon.ok()) return fail(daemon.status());
+  stop.StopThis(daemon->get());
+  if (const absl::Status served = (*daemon)->Serve(); !served.ok()) return fail(served);
+  if (!custody.take_over()) ready.Ready((*daemon)->Summary());
+
+  const absl::StatusOr<Daemon::Ended> ended = (*daemon)->Run();
+  if (!ended.ok()) {
+    base::Log(base::Severity::kError, "the cache was not closed cleanly",
+              {{"cause", ended.status().ToString()}});
+  }
+  // Without a keeper this process is the last of the mount.
+  if (!custody.has_keeper()) {
+    control::RunDirectory::Inherit(options.mountpoint, base::UniqueFd()).Clear();
+  }
   // Threads may still hold answers to requests that nobody waits for any more; everything that
   // must outlive the process is on disk.
   std::fflush(nullptr);
-  _exit(status.ok() ? 0 : 1);
+  if (!ended.ok()) _exit(1);
+  _exit(*ended == Daemon::Ended::kHandedOver ? keeper::kExitDrained : 0);
 }
 
 }  // namespace

@@ -25,9 +25,12 @@
 #include "common/control/protocol.h"
 #include "common/control/ready.h"
 #include "common/control/run_directory.h"
+#include "fuse/keeper/identity.h"
 #include "fuse/keeper/keeper.h"
 #include "fuse/keeper/mounting.h"
 #include "fuse/keeper/recipe.h"
+#include "fuse/keeper/tier_directories.h"
+#include "fuse/options/local_files.h"
 #include "fuse/options/options.h"
 #include "fuse/options/validate.h"
 
@@ -70,6 +73,21 @@ absl::StatusOr<SessionOptions> ToSession(const options::MountOptions& options, i
   session.limits.crashes_max = static_cast<size_t>(options.crash_limit);
   session.hang_deadline = options.hang_deadline;
   return session;
+}
+
+// Who the daemon is to be, and the cache in its hands.
+absl::Status ChooseUser(const options::MountOptions& options, SessionOptions* session) {
+  const store::LocalFiles local = options::LocalFilesOf(options, store::ProcessEnvironment());
+  IdentityRequest request;
+  request.user = options.user;
+  request.sources = local.directories;
+  request.files = local.files;
+  for (const tier::TierOptions& tier : options.tiers) request.tiers.push_back(tier.path);
+  ASSIGN_OR_RETURN(const IdentityChoice choice, ChooseIdentity(request));
+  session->identity = choice.identity;
+  session->identity_text = choice.text;
+  if (!choice.identity.has_value()) return absl::OkStatus();
+  return PrepareTierDirectories(request.tiers, *choice.identity);
 }
 
 // What was found at the mountpoint, and done about it.
@@ -146,6 +164,7 @@ int Mount(Keeper* keeper, options::MountOptions options, bool replaces_lost,
   }
   absl::StatusOr<SessionOptions> session = ToSession(options, oom_score_adj);
   if (status.ok()) status = session.status();
+  if (status.ok()) status = ChooseUser(options, &*session);
   if (status.ok()) {
     session->ready = ready->Release();
     session->replaces_lost = replaces_lost;
@@ -158,12 +177,15 @@ int Mount(Keeper* keeper, options::MountOptions options, bool replaces_lost,
 int Adopt(Keeper* keeper, const std::string& mountpoint, control::ReadyNotifier* ready) {
   const int oom_score_adj = ShunOomKiller();
   const absl::Status status = keeper->Adopt(
-      mountpoint, [oom_score_adj](const Recipe& recipe) -> absl::StatusOr<SessionOptions> {
+      mountpoint,
+      [oom_score_adj](const Recipe& recipe, pid_t daemon) -> absl::StatusOr<SessionOptions> {
         ASSIGN_OR_RETURN(const options::ParsedMount parsed,
                          options::ParseMountOptions(recipe.arguments));
         ReplaceEnvironment(recipe.environment);
         base::SetLogThreshold(parsed.options.log_level);
-        return ToSession(parsed.options, oom_score_adj);
+        ASSIGN_OR_RETURN(SessionOptions session, ToSession(parsed.options, oom_score_adj));
+        ASSIGN_OR_RETURN(session.identity, IdentityOf(daemon));
+        return session;
       });
   if (!status.ok()) return ready->Failed(status);
   if (const absl::Status log = ready->LogTo(control::RunPathsOf(mountpoint).log()); !log.ok()) {

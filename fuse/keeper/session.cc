@@ -169,7 +169,7 @@ absl::Status Session::TakeFrom(base::UniqueFd socket, const MakeOptions& make_op
   nodes_ = std::move(mount.nodes);
   ASSIGN_OR_RETURN(memory_, SessionMemory::Open(std::move(mount.session)));
   ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(recipe_.get()));
-  ASSIGN_OR_RETURN(options_, make_options(recipe));
+  ASSIGN_OR_RETURN(options_, make_options(recipe, child.pid));
   options_.recipe = recipe;
   policy_ = RestartPolicy(options_.limits);
   directory_ = control::RunDirectory::Inherit(options_.mountpoint, std::move(mount.lock));

@@ -81,7 +81,7 @@ class Session : private DaemonProcess::Owner {
   // Becomes the keeper of a daemon that has lost its own. FailedPrecondition when it has not, or
   // speaks another version. Only the mountpoint is needed of the options; `make_options` gives the
   // others from what the daemon knows.
-  using MakeOptions = std::function<absl::StatusOr<SessionOptions>(const Recipe&)>;
+  using MakeOptions = std::function<absl::StatusOr<SessionOptions>(const Recipe&, pid_t daemon)>;
   static absl::StatusOr<std::unique_ptr<Session>> Adopt(PollLoop* loop, Owner* owner,
                                                         const std::string& mountpoint,
                                                         const MakeOptions& make_options);

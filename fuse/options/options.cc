@@ -428,6 +428,7 @@ std::vector<std::string> ToArguments(const MountOptions& options) {
   add("gid", options.gid);
   add("file-mode", absl::StrFormat("%04o", options.file_mode));
   add("dir-mode", absl::StrFormat("%04o", options.dir_mode));
+  if (!options.user.empty()) add("user", options.user);
   add("hang-deadline", absl::FormatDuration(options.hang_deadline));
   add("crash-limit", options.crash_limit);
   if (!options.metrics_address.empty()) add("metrics", options.metrics_address);

@@ -1,4 +1,4 @@
-#include "cli/daemon_process.h"
+#include "cli/keeper_process.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -20,7 +20,7 @@ extern char** environ;
 namespace millrace::cli {
 namespace {
 
-// The descriptor of the pipe in the daemon: the first after the standard ones.
+// The descriptor of the pipe in the keeper: the first after the standard ones.
 constexpr int kReadyFd = 3;
 
 std::vector<char*> Argv(std::vector<std::string>* words) {
@@ -32,33 +32,33 @@ std::vector<char*> Argv(std::vector<std::string>* words) {
 
 }  // namespace
 
-absl::StatusOr<std::string> FindDaemonProgram() {
+absl::StatusOr<std::string> FindProgram(absl::string_view name) {
   char self[PATH_MAX];
   const ssize_t size = readlink("/proc/self/exe", self, sizeof(self));
   if (size <= 0) return base::ErrnoStatus(errno, "/proc/self/exe");
   const std::string path(self, static_cast<size_t>(size));
-  const std::string program = absl::StrCat(path.substr(0, path.rfind('/') + 1), "millrace-fuse");
+  const std::string program = absl::StrCat(path.substr(0, path.rfind('/') + 1), name);
   if (access(program.c_str(), X_OK) != 0) {
     return absl::NotFoundError(
-        absl::StrCat("the daemon program ", program,
+        absl::StrCat("the program ", program,
                      " is missing; it belongs beside millrace: build or install "
                      "both (./dev build)"));
   }
   return program;
 }
 
-absl::Status ExecDaemon(const std::string& program, const std::vector<std::string>& arguments) {
+absl::Status ExecKeeper(const std::string& program, const std::vector<std::string>& arguments) {
   std::vector<std::string> words = {program};
   words.insert(words.end(), arguments.begin(), arguments.end());
   execv(program.c_str(), Argv(&words).data());
   return base::ErrnoStatus(errno, absl::StrCat("cannot start ", program));
 }
 
-absl::StatusOr<StartedDaemon> StartDaemon(const std::string& program,
+absl::StatusOr<StartedKeeper> StartKeeper(const std::string& program,
                                           const std::vector<std::string>& arguments) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return base::ErrnoStatus(errno, "pipe");
-  StartedDaemon started;
+  StartedKeeper started;
   started.ready = base::UniqueFd(ends[0]);
   base::UniqueFd write_end(ends[1]);
   // Dup2 of a descriptor onto itself would keep it close-on-exec, and the others must not be
