@@ -40,6 +40,10 @@ struct ReaderWait {
   Tree::ReadDone done;
 };
 
+// In Directory::early: a predecessor told of two nodes of this name, and which one came last is not
+// known. No name has this node.
+inline constexpr NodeId kToldUnknown = kRootNode;
+
 using RefreshDone = absl::AnyInvocable<void(absl::Status) &&>;
 
 struct Directory {
@@ -75,9 +79,13 @@ struct Directory {
   absl::Duration failed_at ABSL_GUARDED_BY(mutex) = -absl::InfiniteDuration();
   absl::flat_hash_map<std::string, NameWait> waiting ABSL_GUARDED_BY(mutex);
   std::vector<ReaderWait> readers ABSL_GUARDED_BY(mutex);
-  // What was answered by a Stat ahead of the listing: 0 for names that were not there. When the
-  // listing is complete, what it contradicts is taken back from the kernel.
+  // What was answered ahead of the listing, by a Stat or by a predecessor of this process: 0 for
+  // names that were not there. When the listing is complete, what it contradicts is taken back from
+  // the kernel.
   absl::flat_hash_map<std::string, NodeId> early ABSL_GUARDED_BY(mutex);
+  // The kernel knows this directory from a predecessor: what `early` has of it is as good as a
+  // listing, until there is one.
+  bool restored ABSL_GUARDED_BY(mutex) = false;
   bool refreshing ABSL_GUARDED_BY(mutex) = false;
   std::vector<RefreshDone> refresh_waiters ABSL_GUARDED_BY(mutex);
   absl::Duration refresh_due ABSL_GUARDED_BY(mutex) = absl::InfiniteDuration();

@@ -291,24 +291,27 @@ void Ledger::ForEachNode(absl::FunctionRef<void(const Restored&)> visit) const {
   const uint64_t end = header()->units_end.load(std::memory_order_acquire);
   for (uint64_t at = 0; at < end;) {
     const Record& record = *RecordAt(at);
-    const uint32_t state = record.state.load(std::memory_order_acquire);
-    if (state != kDead) {
-      Restored restored;
-      restored.record = static_cast<Index>(at + 1);
-      restored.lookups = record.lookups.load(std::memory_order_relaxed);
-      restored.listed = (state & kListed) != 0;
-      restored.node = {
-          .id = record.id,
-          .parent = record.parent,
-          .size = record.size,
-          .mtime_ns = record.mtime_ns.load(std::memory_order_relaxed),
-          .flags = record.flags,
-          .name = absl::string_view(record.text, record.name_size),
-          .version = absl::string_view(record.text + record.name_size, record.version_size)};
-      visit(restored);
-    }
+    const Index index = static_cast<Index>(at + 1);
+    if (record.state.load(std::memory_order_acquire) != kDead) visit(At(index));
     at += record.units.load(std::memory_order_relaxed);
   }
+}
+
+Ledger::Restored Ledger::At(Index index) const {
+  const Record& record = *RecordOf(index);
+  Restored restored;
+  restored.record = index;
+  restored.lookups = record.lookups.load(std::memory_order_relaxed);
+  restored.listed = (record.state.load(std::memory_order_relaxed) & kListed) != 0;
+  restored.node = {
+      .id = record.id,
+      .parent = record.parent,
+      .size = record.size,
+      .mtime_ns = record.mtime_ns.load(std::memory_order_relaxed),
+      .flags = record.flags,
+      .name = absl::string_view(record.text, record.name_size),
+      .version = absl::string_view(record.text + record.name_size, record.version_size)};
+  return restored;
 }
 
 // ---- Handles and backing files ----

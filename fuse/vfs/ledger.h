@@ -100,6 +100,7 @@ class Ledger {
     NodeRecord node;  // Its names point into the arena.
   };
   void ForEachNode(absl::FunctionRef<void(const Restored&)> visit) const;
+  Restored At(Index record) const;
 
   // ---- Handles and backing files ----
 

@@ -6,7 +6,9 @@
 #include <new>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "fuse/vfs/name_rules.h"
 
 namespace millrace::vfs {
 namespace {
@@ -62,20 +64,52 @@ Node* Node::New(const NodeSpec& spec, NodeId id) {
   }
   if (spec.is_directory) flags |= kDirectory;
   if (spec.is_source_root) flags |= kSourceRoot;
-  const size_t bytes = offsetof(Node, text_) + spec.name.size() + version.size();
+  return New(id, spec.parent, spec.size, spec.mtime_ns, flags, spec.name, version);
+}
+
+Node* Node::New(NodeId id, Node* parent, uint64_t size, int64_t mtime_ns, uint8_t flags,
+                absl::string_view name, absl::string_view kept_version) {
+  const size_t bytes = offsetof(Node, text_) + name.size() + kept_version.size();
   Node* const node = new (::operator new(std::max(bytes, sizeof(Node)))) Node;
   node->id_ = id;
-  node->parent_ = spec.parent;
-  node->size_ = spec.size;
-  node->mtime_ns_.store(spec.mtime_ns, std::memory_order_relaxed);
-  node->version_size_ = static_cast<uint16_t>(version.size());
-  node->name_size_ = static_cast<uint8_t>(spec.name.size());
+  node->parent_ = parent;
+  node->size_ = size;
+  node->mtime_ns_.store(mtime_ns, std::memory_order_relaxed);
+  node->version_size_ = static_cast<uint16_t>(kept_version.size());
+  node->name_size_ = static_cast<uint8_t>(name.size());
   node->flags_ = flags;
-  if (!spec.name.empty()) std::memcpy(node->text_, spec.name.data(), spec.name.size());
-  if (!version.empty()) {
-    std::memcpy(node->text_ + spec.name.size(), version.data(), version.size());
+  if (!name.empty()) std::memcpy(node->text_, name.data(), name.size());
+  if (!kept_version.empty()) {
+    std::memcpy(node->text_ + name.size(), kept_version.data(), kept_version.size());
   }
   return node;
+}
+
+NodeRecord Node::ToRecord() const {
+  return {.id = id_,
+          .parent = parent_->id(),
+          .size = size_,
+          .mtime_ns = mtime_ns(),
+          .flags = flags_,
+          .name = name(),
+          .version = absl::string_view(text_ + name_size_, version_size_)};
+}
+
+Node* Node::FromRecord(const NodeRecord& record, Node* parent) {
+  constexpr uint8_t kAllFlags = kDirectory | kSourceRoot | kVersionHex | kVersionDerived;
+  const auto has = [&](uint8_t flag) { return (record.flags & flag) != 0; };
+  if (record.id <= kRootNode || has(static_cast<uint8_t>(~kAllFlags))) return nullptr;
+  if (HiddenByName(record.name) != Hidden::kNo) return nullptr;
+  if (has(kDirectory) ? !record.version.empty() || has(kVersionHex) || has(kVersionDerived)
+                      : has(kSourceRoot)) {
+    return nullptr;
+  }
+  if (has(kVersionHex) && (has(kVersionDerived) || record.version.size() != kHexDigits / 2)) {
+    return nullptr;
+  }
+  if (has(kVersionDerived) && !record.version.empty()) return nullptr;
+  return New(record.id, parent, record.size, record.mtime_ns, record.flags, record.name,
+             record.version);
 }
 
 void Node::Delete(Node* node) {
@@ -160,6 +194,57 @@ Node* NodeTable::FindOrCreate(const NodeSpec& spec) {
   }
 }
 
+Node* NodeTable::Restore(const Ledger::Restored& restored, Node* parent) {
+  const NodeRecord& record = restored.node;
+  Shard& shard = ShardOf(record.id);
+  const base::MutexLock lock(&shard.mutex);
+  Node* node = nullptr;
+  const auto found = shard.nodes.find(record.id);
+  if (found != shard.nodes.end()) {
+    node = *found;
+    const bool same = node->parent() == parent && node->flags_ == record.flags &&
+                      node->name() == record.name && node->size() == record.size;
+    if (!node->is_source_root() || !same) return nullptr;
+    if (node->record_.load(std::memory_order_relaxed) != 0) return nullptr;
+  } else {
+    if (!parent->is_directory() || (record.flags & Node::kSourceRoot) != 0) return nullptr;
+    node = Node::FromRecord(record, parent);
+    if (node == nullptr) return nullptr;
+    Pin(parent);
+    shard.nodes.insert(node);
+  }
+  const uint64_t lookups = std::min(restored.lookups, kLookupsMax);
+  node->counts_.fetch_add(Node::kPin + lookups * Node::kLookup, std::memory_order_relaxed);
+  node->record_.store(restored.record, std::memory_order_release);
+  return node;
+}
+
+Ledger::Index NodeTable::Keep(Node* node) {
+  // A node's parent is recorded before it; the root has no record, it is always there.
+  absl::InlinedVector<Node*, 4> missing;
+  for (Node* at = node; at->parent() != nullptr; at = at->parent()) {
+    if (at->record_.load(std::memory_order_acquire) != 0) break;
+    missing.push_back(at);
+  }
+  for (auto at = missing.rbegin(); at != missing.rend(); ++at) {
+    const Node* const parent = (*at)->parent();
+    Shard& shard = ShardOf((*at)->id());
+    const base::MutexLock lock(&shard.mutex);
+    if ((*at)->record_.load(std::memory_order_relaxed) != 0) continue;
+    const bool orphan = parent->record_.load(std::memory_order_acquire) == Node::kNoRecord;
+    const Ledger::Index record = orphan ? 0 : ledger_->Add((*at)->ToRecord());
+    (*at)->record_.store(record == 0 ? Node::kNoRecord : record, std::memory_order_release);
+  }
+  const Ledger::Index record = node->record_.load(std::memory_order_acquire);
+  return record == Node::kNoRecord ? 0 : record;
+}
+
+void NodeTable::Erase(Shard& shard, Node* node) {
+  shard.nodes.erase(node->id());
+  const Ledger::Index record = node->record_.load(std::memory_order_relaxed);
+  if (record != 0 && record != Node::kNoRecord) ledger_->Remove(record);
+}
+
 Node* NodeTable::Find(NodeId id) {
   Shard& shard = ShardOf(id);
   const base::MutexLock lock(&shard.mutex);
@@ -180,7 +265,27 @@ bool NodeTable::GetAttributes(NodeId id, Attributes* attributes) {
 
 void NodeTable::AddLookups(Node* node, uint64_t count) {
   if (node->lookups() + count >= kLookupsMax) count = kLookupsMax - node->lookups();
+  if (ledger_ != nullptr) {
+    const Ledger::Index record = RecordOf(node);
+    if (record != 0) ledger_->AddLookups(record, count);
+  }
   node->counts_.fetch_add(count * Node::kLookup, std::memory_order_relaxed);
+}
+
+void NodeTable::SetMtime(Node* node, int64_t mtime_ns) {
+  node->mtime_ns_.store(mtime_ns, std::memory_order_relaxed);
+  const Ledger::Index record = node->record_.load(std::memory_order_acquire);
+  if (record != 0 && record != Node::kNoRecord) ledger_->SetMtime(record, mtime_ns);
+}
+
+void NodeTable::MarkListed(Node* node) {
+  const Ledger::Index record = node->record_.load(std::memory_order_acquire);
+  if (record != 0 && record != Node::kNoRecord) ledger_->MarkListed(record);
+}
+
+bool NodeTable::Listed(const Node* node) const {
+  const Ledger::Index record = node->record_.load(std::memory_order_acquire);
+  return record != 0 && record != Node::kNoRecord && ledger_->At(record).listed;
 }
 
 void NodeTable::Unpin(Node* node) {
@@ -198,7 +303,7 @@ void NodeTable::Unpin(Node* node) {
       Shard& shard = ShardOf(node->id());
       const base::MutexLock lock(&shard.mutex);
       if (node->counts_.fetch_sub(Node::kPin, std::memory_order_acq_rel) != Node::kPin) return;
-      shard.nodes.erase(node->id());
+      Erase(shard, node);
     }
     Node* const parent = node->parent();
     Node::Delete(node);
@@ -216,9 +321,12 @@ void NodeTable::Forget(NodeId id, uint64_t count) {
     Node* const node = *found;
     const uint64_t held = node->lookups();
     if (held >= kLookupsMax) return;
-    const uint64_t taken = std::min(count, held) * Node::kLookup;
+    count = std::min(count, held);
+    const Ledger::Index record = node->record_.load(std::memory_order_acquire);
+    if (record != 0 && record != Node::kNoRecord) ledger_->TakeLookups(record, count);
+    const uint64_t taken = count * Node::kLookup;
     if (node->counts_.fetch_sub(taken, std::memory_order_acq_rel) == taken) {
-      shard.nodes.erase(found);
+      Erase(shard, node);
       dead = node;
     }
   }

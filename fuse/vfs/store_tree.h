@@ -1,6 +1,7 @@
 // The Tree over stores. Its methods live in files by what they are about: tree.cc (nodes, lookups,
 // directory streams), tree_listing.cc (listings and Stats), tree_refresh.cc (refresh, dropping of
-// directories, notifications), tree_walk.cc (Walk, Siblings).
+// directories, notifications), tree_restore.cc (what a predecessor left), tree_walk.cc (Walk,
+// Siblings).
 //
 // Threads. Calls to stores run on `calls_`; notifications on a thread of their own, since the
 // kernel may let one wait for a lookup that this tree has yet to answer; `refresher_` only looks at
@@ -10,6 +11,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -87,6 +89,7 @@ class StoreTree final : public Tree {
     std::string token;
     size_t empty_pages = 0;  // In a row.
     absl::Duration started;
+    bool counted = false;  // In restoring_: begun by ListRestored.
     std::vector<Event> events;
     Answers answers;  // By the last page: given with the listing complete.
   };
@@ -125,7 +128,7 @@ class StoreTree final : public Tree {
   PageNodes MakeNodes(ListJob& job, const std::vector<store::Entry>& entries);
   void Deliver(const std::shared_ptr<ListJob>& job, const PageNodes& page, bool last);
   void FinishFirst(ListJob& job, const absl::Status& status);
-  void ContradictEarly(Directory& directory, ListJob& job)
+  void ContradictEarly(Directory& directory, const Listing& now, std::vector<Event>* events)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(directory.mutex);
   void AskStats(const std::shared_ptr<Directory>& directory, std::vector<std::string> names);
   void RunStat(const std::shared_ptr<Directory>& directory, const std::string& name);
@@ -133,6 +136,15 @@ class StoreTree final : public Tree {
   void LogHidden(const Directory& directory, const Listing& listing);
   std::string Describe(const Directory& directory) const;
   store::CallOptions Call() const;
+
+  // tree_restore.cc
+  // The nodes of a predecessor, and the directories the kernel knows of it. In the constructor.
+  void Restore();
+  std::vector<Node*> RestoreNodes();
+  // Lists restored directories, a few at a time, until none is left.
+  void ListRestored();
+  // One of these listings ended, and its events are delivered. `again`: it failed.
+  void EndRestored(const std::shared_ptr<Directory>& directory, bool again);
 
   // tree_refresh.cc
   void StartRefresh(const std::shared_ptr<Directory>& directory, RefreshDone done);
@@ -153,7 +165,7 @@ class StoreTree final : public Tree {
   // Constant after construction.
   const TreeOptions options_;
   int64_t idle_ns_ = 0;  // Unused for longer: no refresh until the next use.
-  const std::shared_ptr<NodeTable> nodes_ = std::make_shared<NodeTable>();
+  const std::shared_ptr<NodeTable> nodes_;
   Node* root_ = nullptr;
 
   DirectoryTable directories_;  // Provides its own synchronisation.
@@ -172,6 +184,9 @@ class StoreTree final : public Tree {
   size_t refreshes_ ABSL_GUARDED_BY(refresh_mutex_) = 0;  // Until their events are delivered.
   bool refresh_stop_ ABSL_GUARDED_BY(refresh_mutex_) = false;
   bool refresh_wanted_ ABSL_GUARDED_BY(refresh_mutex_) = false;
+  // Restored directories that are not listed yet, and how many of them are being listed.
+  std::deque<std::shared_ptr<Directory>> unlisted_ ABSL_GUARDED_BY(refresh_mutex_);
+  size_t restoring_ ABSL_GUARDED_BY(refresh_mutex_) = 0;
 
   CallQueue calls_;
   CallQueue notifier_;

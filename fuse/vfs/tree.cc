@@ -38,9 +38,11 @@ std::unique_ptr<Tree> Tree::Create(TreeOptions options) {
 StoreTree::StoreTree(TreeOptions options)
     : options_(std::move(options)),
       idle_ns_(IdleNanoseconds(options_.refresh)),
+      nodes_(std::make_shared<NodeTable>(options_.ledger)),
       calls_(options_.threads, WorkLimits(options_.threads)),
       notifier_(1, {1}) {
   MakeRoot();
+  if (options_.ledger != nullptr && options_.ledger->restored()) Restore();
   if (options_.refresh_thread && options_.refresh != absl::InfiniteDuration()) {
     refresher_ = std::thread([this] { RefreshLoop(); });
   }
@@ -93,7 +95,15 @@ void StoreTree::MakeRoot() {
   directories_.Insert(std::move(directory));
 }
 
-void StoreTree::SetInvalidator(Invalidator* invalidator) { invalidator_ = invalidator; }
+void StoreTree::SetInvalidator(Invalidator* invalidator) {
+  invalidator_ = invalidator;
+  {
+    // Restored directories are not listed before there is someone to tell.
+    const base::MutexLock lock(&refresh_mutex_);
+    refresh_wanted_ |= invalidator != nullptr && !unlisted_.empty();
+  }
+  refresh_changed_.NotifyAll();
+}
 
 void StoreTree::Touch(const std::shared_ptr<Directory>& directory) {
   const int64_t now_ns = absl::ToInt64Nanoseconds(Now());
@@ -125,14 +135,16 @@ absl::StatusOr<std::shared_ptr<Directory>> StoreTree::MakeDirectory(NodeId id) {
 std::optional<absl::StatusOr<Attributes>> StoreTree::Known(Directory& directory,
                                                            absl::string_view name) {
   const Listing* const listing = directory.listing.get();
-  if (listing == nullptr) return std::nullopt;
-  if (Node* const node = listing->Find(name); node != nullptr) {
+  if (listing == nullptr && !directory.restored) return std::nullopt;
+  if (Node* const node = listing == nullptr ? nullptr : listing->Find(name); node != nullptr) {
     nodes_->AddLookups(node, 1);
     return node->attributes();
   }
-  if (listing->finished()) return NameNotFound();
+  if (listing != nullptr && listing->finished()) return NameNotFound();
   const auto early = directory.early.find(name);
-  if (early == directory.early.end() || early->second == 0) return std::nullopt;
+  if (early == directory.early.end() || early->second == 0 || early->second == kToldUnknown) {
+    return std::nullopt;
+  }
   Node* const node = nodes_->Find(early->second);
   if (node == nullptr) return std::nullopt;
   nodes_->AddLookups(node, 1);
@@ -232,6 +244,7 @@ absl::Status StoreTree::Attach(DirectoryHandle& handle) {
       handle.directory = directory;
       handle.listing = directory->listing;
     }
+    nodes_->MarkListed(directory->node);
     if (job != nullptr) Submit(std::move(job));
     return absl::OkStatus();
   }

@@ -128,7 +128,7 @@ StoreTree::PageNodes StoreTree::MakeNodes(ListJob& job, const std::vector<store:
       node = nodes_->FindOrCreate(spec);
     }
     if (node->is_directory() && node->mtime_ns() != spec.mtime_ns) {
-      node->set_mtime_ns(spec.mtime_ns);
+      nodes_->SetMtime(node, spec.mtime_ns);
       job.events.push_back(DirectoryChanged(node->id()));
     }
     page.nodes.push_back(node);
@@ -178,6 +178,9 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
   const std::shared_ptr<Directory>& directory = job.directory;
   Answers& answers = job.answers;
   bool log_hidden = false;
+  bool again = false;
+  bool gone = false;
+  std::vector<RefreshDone> waiters;
   {
     const base::MutexLock lock(&directory->mutex);
     job.target->Finish(status);
@@ -186,12 +189,18 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
       directory->refresh_due = DueAfter(job.started);
       log_hidden = !directory->hidden_logged && job.target->hidden().total() > 0;
       directory->hidden_logged |= log_hidden;
-      ContradictEarly(*directory, job);
+      ContradictEarly(*directory, *job.target, &job.events);
     } else {
       directory->listing = nullptr;
       directory->failure = status;
       directory->failed_at = Now();
+      // As in FinishRefresh: what the kernel knows of it from a predecessor is no longer true.
+      gone = directory->restored && absl::IsNotFound(status) && !directory->node->is_source_root();
+      if (gone) ContradictEarly(*directory, Listing(nodes_), &job.events);
     }
+    again = directory->restored && !status.ok() && !gone;
+    directory->restored = again;
+    waiters.swap(directory->refresh_waiters);
     for (auto& [name, wait] : directory->waiting) {
       for (LookupDone& done : wait.done) {
         answers.lookups.emplace_back(
@@ -202,30 +211,41 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
     directory->waiting.clear();
     answers.readers.swap(directory->readers);
   }
+  if (gone) {
+    job.events.push_back(EntryChanged(directory->node->parent()->id(), directory->node->name()));
+  }
   if (status.ok()) {
     ++listings_;
     CountListing(*job.target, true);
     if (log_hidden) LogHidden(*directory, *job.target);
-  } else if (!absl::IsCancelled(status)) {
+  } else if (!absl::IsCancelled(status) && !gone) {
     base::Log(base::Severity::kWarning, "directory could not be listed",
               {{"directory", Describe(*directory)}, {"cause", status.ToString()}});
   }
-  Post(std::move(job.events), [] {});
+  Post(std::move(job.events),
+       [this, directory, status = gone ? absl::OkStatus() : status, waiters = std::move(waiters),
+        counted = job.counted, again]() mutable {
+         for (RefreshDone& waiter : waiters) std::move(waiter)(status);
+         if (counted) EndRestored(directory, again);
+       });
   Run(directory, std::move(answers));
   DropUnused();
 }
 
 // What the kernel was told before the listing was complete, and is not so.
-void StoreTree::ContradictEarly(Directory& directory, ListJob& job) {
+void StoreTree::ContradictEarly(Directory& directory, const Listing& now,
+                                std::vector<Event>* events) {
   const NodeId id = directory.node->id();
   for (const auto& [name, told] : directory.early) {
-    const Node* const node = job.target->Find(name);
-    if ((node == nullptr ? 0 : node->id()) != told) job.events.push_back(EntryChanged(id, name));
+    const Node* const node = now.Find(name);
+    if ((node == nullptr ? 0 : node->id()) != told) events->push_back(EntryChanged(id, name));
   }
-  directory.early.clear();
-  for (const Node* const file : job.target->replaced()) {
-    job.events.push_back(EntryChanged(id, file->name()));
+  absl::flat_hash_map<std::string, NodeId>().swap(directory.early);
+  for (const Node* const file : now.replaced()) {
+    events->push_back(EntryChanged(id, file->name()));
   }
+  // Which names the predecessor's listing had beside those that were looked up is not known.
+  if (directory.restored) events->push_back(DirectoryChanged(id));
 }
 
 void StoreTree::Run(const std::shared_ptr<Directory>& directory, Answers answers) {

@@ -11,6 +11,8 @@ namespace {
 constexpr int kListingShare = 20;
 // Refreshes started and not yet delivered, in the background.
 constexpr size_t kRefreshesMax = 64;
+// How soon a restored directory whose listing failed is tried again.
+constexpr absl::Duration kUnlistedTick = absl::Seconds(1);
 // A Directory's own memory, in entries.
 constexpr uint64_t kDirectoryWeight = 8;
 
@@ -54,10 +56,17 @@ absl::StatusOr<uint64_t> StoreTree::RefreshAll() {
 void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, RefreshDone done) {
   std::shared_ptr<ListJob> job;
   bool nothing_to_do = false;
+  absl::Status failure;
   {
     const base::MutexLock lock(&directory->mutex);
     const bool complete = directory->listing != nullptr && directory->listing->finished();
-    if (directory->is_sources_root || directory->dropped || !complete) {
+    if (directory->restored && !directory->dropped) {
+      // What a predecessor told is as old as a listing may be: the first one is the refresh.
+      failure = EnsureListing(directory, &job);
+      if (failure.ok() && done != nullptr) directory->refresh_waiters.push_back(std::move(done));
+      nothing_to_do = !failure.ok();
+      if (!nothing_to_do && job == nullptr) return;
+    } else if (directory->is_sources_root || directory->dropped || !complete) {
       nothing_to_do = true;
     } else {
       if (done != nullptr) directory->refresh_waiters.push_back(std::move(done));
@@ -72,10 +81,10 @@ void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, Refres
   }
   if (nothing_to_do) {
     // NOLINTNEXTLINE(bugprone-use-after-move): moved away only where there is something to do.
-    if (done != nullptr) std::move(done)(absl::OkStatus());
+    if (done != nullptr) std::move(done)(failure);
     return;
   }
-  {
+  if (job->old != nullptr) {
     const base::MutexLock lock(&refresh_mutex_);
     ++refreshes_;
   }
@@ -183,11 +192,13 @@ void StoreTree::Post(std::vector<Event> events, absl::AnyInvocable<void() &&> af
 }
 
 void StoreTree::RefreshLoop() {
-  const absl::Duration tick =
+  const absl::Duration usual_tick =
       std::clamp(options_.refresh / 10, absl::Milliseconds(10), absl::Seconds(10));
   while (true) {
     {
       const base::MutexLock lock(&refresh_mutex_);
+      const absl::Duration tick =
+          unlisted_.empty() ? usual_tick : std::min(usual_tick, kUnlistedTick);
       bool timed_out = false;
       while (!refresh_stop_ && !refresh_wanted_ && !timed_out) {
         timed_out = !refresh_changed_.WaitFor(&refresh_mutex_, tick);
@@ -195,6 +206,7 @@ void StoreTree::RefreshLoop() {
       if (refresh_stop_) return;
       refresh_wanted_ = false;
     }
+    ListRestored();
     StartDue();
     ExpireIdle();
   }
@@ -255,9 +267,16 @@ void StoreTree::Expire(const Directory& directory, const Listing& listing) {
 void StoreTree::RefreshDue() {
   bool more = true;
   while (more) {
+    size_t unlisted = 0;
+    {
+      const base::MutexLock lock(&refresh_mutex_);
+      unlisted = unlisted_.size();
+    }
+    ListRestored();
     more = StartDue() > 0;
     const base::MutexLock lock(&refresh_mutex_);
-    while (refreshes_ > 0) refresh_changed_.Wait(&refresh_mutex_);
+    while (refreshes_ > 0 || restoring_ > 0) refresh_changed_.Wait(&refresh_mutex_);
+    more |= unlisted_.size() < unlisted;
   }
   ExpireIdle();
   // Delivered in order: behind what was posted so far.
@@ -309,7 +328,7 @@ bool StoreTree::Drop(const std::shared_ptr<Directory>& directory) {
   std::shared_ptr<Listing> listing;
   {
     const base::MutexLock lock(&directory->mutex);
-    const bool busy = directory->refreshing || !directory->waiting.empty() ||
+    const bool busy = directory->refreshing || directory->restored || !directory->waiting.empty() ||
                       (directory->listing != nullptr && !directory->listing->finished());
     if (directory->is_sources_root || directory->dropped || busy) return false;
     directory->dropped = true;
