@@ -17,8 +17,9 @@ int UmountMain(const Arguments& arguments);
 int WarmMain(const Arguments& arguments);
 int EvictMain(const Arguments& arguments);
 int StatusMain(const Arguments& arguments);
+int UpgradeMain(const Arguments& arguments);
 
-// `mount` with a given daemon program, in the background: what MountMain does once it has found the
+// `mount` with a given keeper program, in the background: what MountMain does once it has found the
 // program, apart for tests.
 int MountInBackground(const std::string& program, const Arguments& arguments);
 

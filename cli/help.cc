@@ -17,6 +17,7 @@ Commands:
   status [MOUNTPOINT]           what the mounts do: cache, hit ratio, throughput, errors
   warm MOUNTPOINT [PATH...]     load data into the cache before it is needed
   evict MOUNTPOINT [PATH...]    drop data from the cache
+  upgrade [MOUNTPOINT...]       replace the daemons of mounts with the installed version, in use
   bench epoch|read|stat|...     load generators, against any directory
   version                       print the version
   help [COMMAND]                print this text, or that of a command
@@ -36,7 +37,7 @@ std::string HelpOfAll() { return kHelp; }
 
 std::string UnknownCommand(const std::string& word) {
   const std::string nearest = base::Nearest(
-      word, {"mount", "umount", "status", "warm", "evict", "bench", "version", "help"});
+      word, {"mount", "umount", "status", "warm", "evict", "upgrade", "bench", "version", "help"});
   return absl::StrCat("unknown command \"", word, "\"",
                       nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"),
                       nearest.empty() ? ";" : "", " millrace help lists all commands");

@@ -13,7 +13,10 @@
 #include <climits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/base/errno_status.h"
+#include "common/base/status_macros.h"
+#include "common/control/ready.h"
 
 extern char** environ;
 
@@ -95,6 +98,26 @@ absl::StatusOr<StartedKeeper> StartKeeper(const std::string& program,
   posix_spawnattr_destroy(&attributes);
   if (failed != 0) return base::ErrnoStatus(failed, absl::StrCat("cannot start ", program));
   return started;
+}
+
+absl::Status StartAdopting(const std::string& program, const std::string& mountpoint) {
+  ASSIGN_OR_RETURN(const StartedKeeper keeper,
+                   StartKeeper(program, {absl::StrCat("--adopt=", mountpoint)}));
+  // The pipe ends with the keeper's last word, or with the keeper.
+  std::string said;
+  char chunk[4096];
+  for (ssize_t size; (size = read(keeper.ready.get(), chunk, sizeof(chunk))) != 0;) {
+    if (size > 0) said.append(chunk, static_cast<size_t>(size));
+    if (size < 0 && errno != EINTR) return base::ErrnoStatus(errno, "the keeper's pipe");
+  }
+  for (const absl::string_view line : absl::StrSplit(said, '\n', absl::SkipEmpty())) {
+    ASSIGN_OR_RETURN(const control::ReadyMessage message, control::ParseReadyLine(line));
+    if (message.kind == control::ReadyMessage::Kind::kReady) return absl::OkStatus();
+    if (message.kind == control::ReadyMessage::Kind::kFailed) {
+      return absl::UnavailableError(message.error);
+    }
+  }
+  return absl::UnavailableError(absl::StrCat("the keeper of ", mountpoint, " died at its start"));
 }
 
 bool WaitForExit(pid_t pid, absl::Duration timeout) {

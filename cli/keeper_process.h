@@ -31,6 +31,10 @@ struct StartedKeeper {
 absl::StatusOr<StartedKeeper> StartKeeper(const std::string& program,
                                           const std::vector<std::string>& arguments);
 
+// Starts a keeper for a daemon that has lost its own, and returns when it has it. The error is the
+// keeper's.
+absl::Status StartAdopting(const std::string& program, const std::string& mountpoint);
+
 // Reaps the process if it ends within `timeout`; false otherwise.
 bool WaitForExit(pid_t pid, absl::Duration timeout);
 

@@ -38,6 +38,7 @@ int Run(int argc, char** argv) {
   if (command == "warm") return WarmMain(arguments);
   if (command == "evict") return EvictMain(arguments);
   if (command == "status") return StatusMain(arguments);
+  if (command == "upgrade") return UpgradeMain(arguments);
   if (command == "bench") return bench::BenchMain(argc - 1, argv + 1);
   if (command == "version" || command == "--version") return Version();
   fprintf(stderr, "millrace: %s\n", UnknownCommand(std::string(command)).c_str());

@@ -52,7 +52,8 @@ absl::StatusOr<base::Json> Ask(const control::FoundMount& mount) {
     return absl::InternalError(absl::StrCat("the daemon of ", mount.record.mountpoint,
                                             " gave no status; is it of another version?"));
   }
-  status["state"] = "serving";
+  const std::string crash_loop = base::JsonString(base::JsonField(status, "keeper"), "crash_loop");
+  status["state"] = crash_loop.empty() ? "serving" : "crash loop";
   return status;
 }
 
@@ -95,7 +96,7 @@ absl::StatusOr<std::string> ShowAll(Format format) {
     const absl::StatusOr<base::Json> status =
         mount.alive ? Ask(mount) : absl::UnavailableError("the daemon is gone");
     if (status.ok()) {
-      line.state = "serving";
+      line.state = base::JsonString(*status, "state");
       line.report = control::StatusReportFromJson(*status);
       object = *status;
     } else {
@@ -109,9 +110,14 @@ absl::StatusOr<std::string> ShowAll(Format format) {
   if (format != Format::kText) return ToText({{"mounts", std::move(objects)}}, format);
   std::string text = RenderMounts(lines, base::RealClock()->Now());
   for (const MountLine& line : lines) {
-    if (line.state != "dead") continue;
-    absl::StrAppend(&text, "\nthe daemon of ", Printable(line.mountpoint),
-                    " died; clean up with: millrace umount ", Printable(line.mountpoint), "\n");
+    if (line.state == "dead") {
+      absl::StrAppend(&text, "\nthe processes of ", Printable(line.mountpoint),
+                      " died; clean up with: millrace umount ", Printable(line.mountpoint), "\n");
+    } else if (line.state == "crash loop") {
+      absl::StrAppend(&text, "\n", Printable(line.mountpoint), ": ",
+                      Printable(line.report.keeper.crash_loop),
+                      "; mend it, then: millrace upgrade ", Printable(line.mountpoint), "\n");
+    }
   }
   return text;
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "cli/table.h"
 #include "cli/terminal.h"
@@ -131,9 +132,38 @@ void AppendFact(absl::string_view label, absl::string_view text, std::string* ou
   absl::StrAppend(out, line, text, "\n");
 }
 
+void AppendKeeper(const StatusReport& report, std::string* out) {
+  const control::KeeperStatus& keeper = report.keeper;
+  AppendFact("keeper",
+             keeper.alive
+                 ? absl::StrCat("process ", keeper.pid)
+                 : absl::StrCat("gone: adopt with millrace upgrade ", Printable(report.mountpoint)),
+             out);
+  std::string survived = GroupDigits(report.sessions_survived);
+  if (report.sessions_survived > 0) {
+    absl::StrAppend(&survived, " survived (", NonZero(keeper.takeovers), "), the last after ",
+                    absl::StrFormat("%.0f", keeper.last_pause_seconds * 1000), " ms");
+  }
+  if (keeper.sessions_lost > 0) {
+    absl::StrAppend(&survived, ", ", GroupDigits(keeper.sessions_lost), " mounts lost");
+  }
+  AppendFact("take-overs", survived, out);
+}
+
+std::string RenderCrashLoop(const StatusReport& report) {
+  std::string out = absl::StrCat(Printable(report.mountpoint), "  crash loop: every read fails\n");
+  AppendFact("cause", Printable(report.keeper.crash_loop), &out);
+  AppendFact("remedy",
+             absl::StrCat("mend the cause, then: millrace upgrade ", Printable(report.mountpoint)),
+             &out);
+  AppendKeeper(report, &out);
+  return out;
+}
+
 }  // namespace
 
 std::string RenderStatus(const StatusReport& report, absl::Time now) {
+  if (!report.keeper.crash_loop.empty()) return RenderCrashLoop(report);
   std::string out =
       absl::StrCat(Printable(report.mountpoint), "  serving for ", Uptime(report, now),
                    "  (process ", report.pid, ", millrace ", Printable(report.version), ")\n");
@@ -172,7 +202,7 @@ std::string RenderStatus(const StatusReport& report, absl::Time now) {
                           " budget, ", Bytes(report.resident_bytes), " resident"),
              &out);
   AppendFact("errors", NonZero(report.errors), &out);
-  AppendFact("sessions", absl::StrCat(report.sessions_survived, " take-overs survived"), &out);
+  AppendKeeper(report, &out);
   if (!report.tiers.empty()) absl::StrAppend(&out, "\n", TierTable(report.tiers));
   if (!report.reads.empty()) absl::StrAppend(&out, "\n", ReadTable(report.reads));
   return out;

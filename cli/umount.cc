@@ -61,10 +61,12 @@ absl::Status Busy(const std::string& mountpoint, pid_t daemon) {
       mountpoint));
 }
 
-// Waits until the daemon has dropped its lock, which it does by exiting.
+// Waits until keeper and daemon have dropped their lock, which they do by exiting.
 absl::Status WaitForDaemon(const control::FoundMount& mount) {
   StatusLine line(STDERR_FILENO);
-  const base::UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, mount.record.pid, 0)));
+  // The keeper ends last.
+  const pid_t last = mount.record.keeper_pid != 0 ? mount.record.keeper_pid : mount.record.pid;
+  const base::UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, last, 0)));
   const absl::Duration start = base::RealClock()->Monotonic();
   for (int tick = 0; control::IsAlive(mount.paths); ++tick) {
     const absl::Duration elapsed = base::RealClock()->Monotonic() - start;

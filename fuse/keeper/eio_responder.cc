@@ -25,11 +25,13 @@ void SetNonBlocking(int device, bool on) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<EioResponder>> EioResponder::Start(PollLoop* loop, int device) {
+absl::StatusOr<std::unique_ptr<EioResponder>> EioResponder::Start(
+    PollLoop* loop, int device, std::function<void()> on_unmounted) {
   void* const buffer = mmap(nullptr, wire::kReadBuffer, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (buffer == MAP_FAILED) return base::ErrnoStatus(errno, "mmap");
-  std::unique_ptr<EioResponder> responder(new EioResponder(device, buffer));
+  std::unique_ptr<EioResponder> responder(
+      new EioResponder(device, buffer, std::move(on_unmounted)));
   SetNonBlocking(device, true);
   const wire::OutHeader resend = {sizeof(resend), wire::kNotifyResend, 0};
   [[maybe_unused]] const ssize_t written = write(device, &resend, sizeof(resend));
@@ -48,7 +50,10 @@ void EioResponder::AnswerAll() {
     const ssize_t size = read(device_, buffer_, wire::kReadBuffer);
     // ENOENT: the request was taken back between its arrival and the read.
     if (size < 0 && (errno == EINTR || errno == ENOENT)) continue;
-    if (size < 0 && errno == ENODEV) watch_.Reset();  // Unmounted; whoever polls would spin.
+    if (size < 0 && errno == ENODEV) {
+      watch_.Reset();
+      return on_unmounted_();
+    }
     if (size < static_cast<ssize_t>(sizeof(wire::InHeader))) return;
     const auto* const request = static_cast<const wire::InHeader*>(buffer_);
     if (request->opcode == wire::kForget || request->opcode == wire::kBatchForget ||

@@ -397,13 +397,20 @@ void Session::Crashed(const Exit& exit) {
   const std::optional<absl::Duration> delay = policy_.OnCrash(now, served_for);
   if (!delay.has_value()) return GiveUp(why);
   if (*delay == absl::ZeroDuration()) return Restart();
+  RestartAfter(*delay);
+}
+
+void Session::RestartAfter(absl::Duration delay) {
   state_ = State::kWaiting;
-  restart_timer_ = loop_->After(*delay, [this] { Restart(); });
+  restart_timer_ = loop_->After(delay, [this] { Restart(); });
+  // Only while there is no daemon: every request would wake a poll.
+  device_watch_ = loop_->Watch(device_.get(), 0, [this](short) { Finish(0); });
 }
 
 void Session::Restart() {
   // Unmounted while there was no daemon to see it.
   if (DeviceGone()) return Finish(0);
+  device_watch_.Reset();
   state_ = State::kStarting;
   eio_.reset();
   absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = Launch(program_.get());
@@ -413,10 +420,7 @@ void Session::Restart() {
     const std::string why(daemon.status().message());
     if (upgrade_ != nullptr) return GiveUp(why);
     const std::optional<absl::Duration> delay = policy_.OnCrash(loop_->Now(), absl::ZeroDuration());
-    if (!delay.has_value()) return GiveUp(why);
-    state_ = State::kWaiting;
-    restart_timer_ = loop_->After(*delay, [this] { Restart(); });
-    return;
+    return delay.has_value() ? RestartAfter(*delay) : GiveUp(why);
   }
   daemon_ = *std::move(daemon);
   start_timer_ = loop_->After(kStartMax, [this] {
@@ -438,7 +442,8 @@ void Session::GiveUp(const std::string& why) {
   base::Log(base::Severity::kError,
             "giving up; every request gets EIO until somebody mends it and says: millrace upgrade",
             {{"cause", crash_loop_}});
-  absl::StatusOr<std::unique_ptr<EioResponder>> eio = EioResponder::Start(loop_, device_.get());
+  absl::StatusOr<std::unique_ptr<EioResponder>> eio =
+      EioResponder::Start(loop_, device_.get(), [this] { Finish(0); });
   if (eio.ok()) eio_ = *std::move(eio);
   orphan_server_ = std::make_unique<LineServer>(
       loop_, control_listener_.get(),
@@ -460,6 +465,7 @@ void Session::End() {
   prober_.reset();
   tick_.Reset();
   restart_timer_.Reset();
+  device_watch_.Reset();
   if (upgrade_ != nullptr) EndUpgrade(absl::CancelledError("the mount is being ended"));
   Unmount();
   if (daemon_ == nullptr) return Finish(0);
@@ -491,6 +497,8 @@ void Session::Finish(int exit_code) {
   if (std::exchange(finished_, true)) return;
   state_ = State::kEnding;
   prober_.reset();
+  restart_timer_.Reset();
+  device_watch_.Reset();
   eio_.reset();
   orphan_server_.reset();
   keeper_server_.reset();

@@ -125,6 +125,7 @@ class Session : private DaemonProcess::Owner {
   void DaemonEnded(const Exit& exit);
   void Crashed(const Exit& exit);
   void Restart();
+  void RestartAfter(absl::Duration delay);
   void GiveUp(const std::string& why);
   bool DeviceGone() const;
   void Tick();
@@ -189,6 +190,7 @@ class Session : private DaemonProcess::Owner {
   std::unique_ptr<LineServer> orphan_server_;  // At the control socket, while there is no daemon.
   PollLoop::Handle tick_;
   PollLoop::Handle restart_timer_;
+  PollLoop::Handle device_watch_;
   PollLoop::Handle start_timer_;
 };
 
