@@ -1,5 +1,6 @@
 // The tree against a reference: random changes of a store, refreshes, lookups, forgets and
-// directory streams, with names no file system would have. MILLRACE_MODEL_SEED repeats one run.
+// directory streams, with names no file system would have, and deaths at random moments after which
+// another tree goes on from the ledger. MILLRACE_MODEL_SEED repeats one run.
 #include <cstdlib>
 #include <map>
 #include <random>
@@ -12,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "test/support/ledger_file.h"
 #include "test/support/tree_fixture.h"
 
 namespace millrace::vfs {
@@ -42,13 +44,17 @@ struct ModelDirectory {
 class TreeModel : protected test::TreeFixture {
  public:
   explicit TreeModel(uint64_t seed) : TreeFixture(7), random_(seed) {
-    options.refresh = absl::InfiniteDuration();
+    options.refresh = absl::Hours(1);  // By the clock that nobody moves.
     options.threads = seed % 2 == 0 ? 1 : 8;
-    Start();
+    StartKept();
     store->PutDirectory("", "d");
     store->PutDirectory("d", "e");
     now_[0].directories.insert("d");
     now_[1].directories.insert("e");
+    // The kernel holds the directories all the time.
+    for (size_t i = 1; i < kDirectories; ++i)
+      held_directories_.push_back(IdOf(Directory(i - 1), NameIn(i)));
+    List_(kDirectories - 2);
   }
 
   void Run() {
@@ -66,9 +72,17 @@ class TreeModel : protected test::TreeFixture {
     ModelFile file;
   };
 
+  void StartKept() {
+    ledger_ = file_.Open();
+    options.ledger = ledger_.get();
+    Start();
+  }
+
   uint64_t Below(uint64_t end) { return random_() % end; }
 
   std::string Path(size_t i) const { return i == 0 ? "" : i == 1 ? "d" : "d/e"; }
+
+  static std::string NameIn(size_t i) { return i == 1 ? "d" : "e"; }
 
   std::string RandomName() {
     static const std::vector<std::string> kHostile = {
@@ -82,6 +96,7 @@ class TreeModel : protected test::TreeFixture {
   }
 
   void Step() {
+    if (Below(100) == 0) return TakeOver();
     const size_t i = Below(kDirectories);
     switch (Below(8)) {
       case 0:
@@ -122,7 +137,7 @@ class TreeModel : protected test::TreeFixture {
   NodeId Directory(size_t i) {
     if (i == 0) return kRootNode;
     const NodeId parent = Directory(i - 1);
-    const auto found = Lookup(parent, i == 1 ? "d" : "e");
+    const auto found = Lookup(parent, NameIn(i));
     List_(i - 1);
     EXPECT_TRUE(found.ok() && found->is_directory);
     if (!found.ok()) return kRootNode;
@@ -182,6 +197,60 @@ class TreeModel : protected test::TreeFixture {
     }
     held.path = path;
     held.file = file->second;
+    told_[{i, name}] = found->id;
+  }
+
+  // The process dies. The kernel keeps its nodes and what each name was told to be.
+  void TakeOver() {
+    test::LedgerFile left = file_.Copy();
+    tree.reset();
+    file_ = std::move(left);
+    invalidator.Take();
+    StartKept();
+    const size_t lists = store->list_calls();
+    CheckHeld();
+    std::set<std::string> unsure;  // Names of several nodes: which one is shown is not known.
+    std::map<std::string, size_t> nodes;
+    for (const auto& [id, held] : held_) {
+      if (++nodes[held.path] > 1) unsure.insert(held.path);
+    }
+    // First what is known without a listing, then with it.
+    for (const auto& [where, id] : told_) {
+      const auto& [i, name] = where;
+      const std::string path = i == 0 ? name : absl::StrCat(Path(i), "/", name);
+      if (held_.count(id) == 0 || unsure.count(path) > 0) continue;
+      const auto known = Lookup(Directory(i), name);
+      ASSERT_TRUE(known.ok()) << path << " " << known.status();
+      EXPECT_EQ(known->id, id) << path;
+      tree->Forget(id, 1);
+    }
+    EXPECT_EQ(store->list_calls(), lists);
+    tree->RefreshDue();
+    listed_.clear();
+    for (size_t i = 0; i < kDirectories; ++i) CheckListing(i);
+    std::set<std::string> events;
+    for (const std::string& event : invalidator.Take()) events.insert(event);
+    for (auto told = told_.begin(); told != told_.end();) {
+      const auto& [i, name] = told->first;
+      const auto held = held_.find(told->second);
+      if (held == held_.end()) {
+        told = told_.erase(told);
+        continue;
+      }
+      const std::string event = absl::StrCat(Directory(i), "/", name);
+      const auto now = now_[i].files.find(name);
+      const bool same = now != now_[i].files.end() && now->second == held->second.file;
+      if (!same) {
+        EXPECT_TRUE(events.count(event) > 0) << held->second.path;
+      } else if (unsure.count(held->second.path) == 0) {
+        // An id that was the next free one may be another now.
+        const auto found = Lookup(Directory(i), name);
+        ASSERT_TRUE(found.ok());
+        EXPECT_EQ(events.count(event), found->id == told->second ? 0u : 1u) << held->second.path;
+        tree->Forget(found->id, 1);
+      }
+      ++told;
+    }
   }
 
   void ForgetOne() {
@@ -197,6 +266,7 @@ class TreeModel : protected test::TreeFixture {
   void ForgetAll() {
     for (const auto& [id, held] : held_) tree->Forget(id, held.count);
     held_.clear();
+    for (const NodeId id : held_directories_) tree->Forget(id, 1);
     // With more threads one may still be on its way out of a call, and hold an old listing.
     if (options.threads > 1) return;
     size_t listed = 1;
@@ -225,6 +295,10 @@ class TreeModel : protected test::TreeFixture {
   ModelDirectory shown_[kDirectories];  // As last listed.
   std::set<size_t> listed_;
   std::map<NodeId, Held> held_;
+  std::vector<NodeId> held_directories_;
+  std::map<std::pair<size_t, std::string>, NodeId> told_;  // What the kernel has of each name.
+  test::LedgerFile file_;
+  std::unique_ptr<Ledger> ledger_;
 };
 
 TEST(TreeModelTest, RandomChangesShowAsTheReferenceSays) {
