@@ -183,8 +183,10 @@ void Vfs::Release(NodeId node, uint64_t handle) {
                      options_.ledger->RemoveHandle(SlotOf(handle), node, UniqueOf(handle));
   if (file == nullptr || !known) return;
   // What the last reader did not wait for is not fetched to its end.
-  if (file->Close(ModeOf(handle), handle) && !file->KnownComplete())
-    file->object().CancelPrefetch();
+  if (!file->Close(ModeOf(handle), handle) || file->KnownComplete()) return;
+  file->object().CancelPrefetch();
+  // Registered by a predecessor and gone from the cache since: its space is given back.
+  if (file->backing_id() != 0) files_.Drop(node);
 }
 
 void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
