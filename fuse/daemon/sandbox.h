@@ -2,8 +2,9 @@
 //
 // A seccomp filter takes the system calls that such a daemon never makes and that turn a bug in it
 // into a foothold: programs to start, other processes to look into, mounts and namespaces, the
-// kernel's rarely used corners. They fail with EPERM. Everything else passes, at no cost: the
-// kernel keeps a table of the calls that a filter always allows (Linux 5.11).
+// kernel's rarely used corners. They fail with EPERM. Everything else passes. The filter itself
+// does not run for those, as the kernel keeps a table of the calls that are always allowed
+// (Linux 5.11); to look at them at all costs 40 ns a call.
 #pragma once
 
 #include "absl/status/status.h"
