@@ -49,22 +49,45 @@ absl::Status UnknownScheme(const Uri& uri) {
       absl::StrCat("no store is named ", uri.scheme, "://; known are ", known));
 }
 
+const Scheme* FindScheme(const Uri& uri) {
+  for (const Scheme& scheme : kSchemes) {
+    if (scheme.name == uri.scheme) return &scheme;
+  }
+  return nullptr;
+}
+
+Source SourceOf(const Uri& uri) {
+  Source source;
+  source.name = uri.name;
+  source.url = uri.text;
+  const absl::string_view endpoint = OptionOr(uri, "endpoint", "");
+  source.identity = endpoint.empty() ? uri.text : absl::StrCat(uri.text, "?endpoint=", endpoint);
+  return source;
+}
+
 }  // namespace
 
 absl::StatusOr<OpenedSource> OpenSource(absl::string_view text) {
   ASSIGN_OR_RETURN(const Uri uri, ParseUri(text));
-  for (const Scheme& scheme : kSchemes) {
-    if (scheme.name != uri.scheme) continue;
-    OpenedSource opened;
-    opened.source.name = uri.name;
-    opened.source.url = uri.text;
-    const absl::string_view endpoint = OptionOr(uri, "endpoint", "");
-    opened.source.identity =
-        endpoint.empty() ? uri.text : absl::StrCat(uri.text, "?endpoint=", endpoint);
-    ASSIGN_OR_RETURN(opened.store, scheme.open(uri));
-    return opened;
-  }
-  return UnknownScheme(uri);
+  const Scheme* const scheme = FindScheme(uri);
+  if (scheme == nullptr) return UnknownScheme(uri);
+  OpenedSource opened;
+  opened.source = SourceOf(uri);
+  ASSIGN_OR_RETURN(opened.store, scheme->open(uri));
+  return opened;
+}
+
+absl::StatusOr<OpenedSource> ReopenSource(absl::string_view text) {
+  ASSIGN_OR_RETURN(const Uri uri, ParseUri(text));
+  const Scheme* const scheme = FindScheme(uri);
+  if (scheme == nullptr) return UnknownScheme(uri);
+  OpenedSource opened;
+  opened.source = SourceOf(uri);
+  absl::StatusOr<std::shared_ptr<Store>> store = scheme->open(uri);
+  opened.store = store.ok()
+                     ? *std::move(store)
+                     : NewLateStore(scheme->name, [uri, scheme] { return scheme->open(uri); });
+  return opened;
 }
 
 absl::Status CheckAccess(const OpenedSource& source, const CallOptions& call) {

@@ -1,6 +1,7 @@
 // From a URL to a store. The only place that knows every kind.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -27,6 +28,14 @@ struct OpenedSource {
   std::shared_ptr<Store> store;
 };
 absl::StatusOr<OpenedSource> OpenSource(absl::string_view text);
+
+// The same for a source of a mount that is taken over: it could be opened once. Where that fails
+// now, its calls are Unavailable until it can be opened again. Only the text is checked.
+absl::StatusOr<OpenedSource> ReopenSource(absl::string_view text);
+
+// A store that is opened by the first call that can; until then calls are Unavailable.
+using StoreOpener = std::function<absl::StatusOr<std::shared_ptr<Store>>()>;
+std::shared_ptr<Store> NewLateStore(absl::string_view kind, StoreOpener open);
 
 // One cheap request (a one-entry listing of the root) that tells whether the source can be read:
 // its error is what `millrace mount` shows, with cause and remedy.

@@ -132,7 +132,8 @@ void Daemon::Stop() {
 absl::Status Daemon::OpenSources() {
   std::vector<std::string> labels;
   for (const std::string& text : options_.sources) {
-    ASSIGN_OR_RETURN(store::OpenedSource source, store::OpenSource(text));
+    ASSIGN_OR_RETURN(store::OpenedSource source, custody_->take_over() ? store::ReopenSource(text)
+                                                                       : store::OpenSource(text));
     labels.push_back(DatasetLabel(source.source));
     // The first word to the store decides whether there is a mount: no retries, so that a wrong
     // name is told at once. Where there is one already, the store may be away: cached files are

@@ -50,7 +50,7 @@ class KillDuringFillTest(support.MountTestCase):
         mountpoint = self.directory / "mnt"
         words = self.mount_command(self.source, "--foreground", *options)
         # What it logs is of interest only when it does not die by our hand.
-        daemon = subprocess.Popen([support.MILLRACE, "mount", *words], stdin=subprocess.DEVNULL,
+        keeper = subprocess.Popen([support.MILLRACE, "mount", *words], stdin=subprocess.DEVNULL,
                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         killed = threading.Event()
         seeds = [self.dice.random() for _ in range(READERS)]
@@ -59,18 +59,20 @@ class KillDuringFillTest(support.MountTestCase):
         def kill():
             time.sleep(after)  # tidy: allow-sleep The random moment that the test is about.
             killed.set()
-            daemon.kill()
+            keeper.kill()
+            support.kill_all(self.directory)
 
         readers = [lambda seed=seed: self.read_until(killed, mountpoint, seed) for seed in seeds]
         try:
             support.run_in_threads([kill, *readers])
         finally:
-            daemon.kill()
-            daemon.wait()
-            log = daemon.stderr.read().decode(errors="replace")
-            daemon.stderr.close()
+            keeper.kill()
+            keeper.wait()
+            support.kill_all(self.directory)
+            log = keeper.stderr.read().decode(errors="replace")
+            keeper.stderr.close()
             result = support.millrace("umount", mountpoint)
-        self.assertEqual(daemon.returncode, -signal.SIGKILL, log)
+        self.assertEqual(keeper.returncode, -signal.SIGKILL, log)
         # Killed before it mounted: nothing to unmount.
         if result.code != 0:
             self.assert_one_line(result.err, "is not a mount")
@@ -115,7 +117,8 @@ def wait_for_journal(journal):
 
 
 class StaleMountTest(support.MountTestCase):
-    """After SIGKILL the mountpoint answers ENOTCONN: each command says what it is and the remedy."""
+    """After SIGKILL of both processes the mountpoint answers ENOTCONN: `mount` mounts again, every
+    other command says what it is and the remedy."""
 
     def setUp(self):
         super().setUp()
@@ -139,11 +142,14 @@ class StaleMountTest(support.MountTestCase):
         self.assertIn("dead", listed.out)
         self.assertIn(f"millrace umount {self.mounted.path}", listed.out)
 
-    def test_mount_says_how_to_clean_up(self):
-        result = support.millrace("mount", *self.mount_command(self.source))
-        self.assertEqual(result.code, 1)
-        self.assert_one_line(result.err, str(self.mounted.path),
-                             f"millrace umount {self.mounted.path}")
+    def test_mount_takes_its_place_with_the_cache_intact(self):
+        again = self.mount(self.source)
+        self.assertEqual(support.read_all(again / "file"), self.tree["file"])
+        status = again.status()
+        self.assertEqual(status["store"]["bytes"], 0)
+        self.assertEqual(status["keeper"]["sessions_lost"], 1)
+        self.assertTrue(again.log_lines("had lost both its processes", str(again.path)))
+        self.mounts.remove(self.mounted)
 
     def test_umount_cleans_up_and_the_cache_is_found_again(self):
         result = self.mounted.umount()

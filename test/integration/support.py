@@ -261,8 +261,24 @@ class Mount:
         self.path = pathlib.Path(mountpoint)
         self.output = output  # What the command said.
         self.run_directory = run_directory(mountpoint)
-        self.record = json.loads((self.run_directory / "mount.json").read_text())
-        self.pid = self.record["pid"]
+        self.record = {}
+        self._read_record()
+
+    def _read_record(self):
+        """The keeper writes it anew for each daemon; it goes with the mount."""
+        with contextlib.suppress(FileNotFoundError):
+            self.record = json.loads((self.run_directory / "mount.json").read_text())
+
+    @property
+    def pid(self):
+        """The daemon of the moment; the last one when the mount is gone."""
+        self._read_record()
+        return self.record["pid"]
+
+    @property
+    def keeper_pid(self):
+        self._read_record()
+        return self.record["keeper_pid"]
 
     def __truediv__(self, name):
         return self.path / name
@@ -299,14 +315,34 @@ class Mount:
         return millrace("umount", *options, self.path)
 
     def serving(self):
-        return process_state(self.pid) is not None
+        """Keeper or daemon lives."""
+        return any(process_state(pid) is not None for pid in (self.pid, self.keeper_pid))
 
     def kill(self):
-        """SIGKILL, and wait until the process is gone (its mount then answers ENOTCONN)."""
+        """SIGKILL of keeper and daemon, and wait until both are gone: the mount then answers
+        ENOTCONN."""
+        self.kill_keeper()
         os.kill(self.pid, signal.SIGKILL)
         wait_until(lambda: not self.serving(), f"end of the daemon {self.pid}")
 
+    def kill_keeper(self):
+        """SIGKILL, and wait until the process is gone; its daemon serves on."""
+        os.kill(self.keeper_pid, signal.SIGKILL)
+        wait_until(lambda: process_state(self.keeper_pid) is None, "end of the keeper")
+
+    def kill_daemon(self):
+        """SIGKILL, and wait until the keeper says that a successor serves. Returns its pid."""
+        return self.replaced(lambda pid: os.kill(pid, signal.SIGKILL))
+
+    def replaced(self, end):
+        """Waits until another daemon serves than the one given to `end`; returns its pid."""
+        old = self.pid
+        end(old)
+        wait_until(lambda: self.pid != old, f"a successor of daemon {old}")
+        return self.pid
+
     def signal(self, number):
+        """To the daemon."""
         os.kill(self.pid, number)
 
 
@@ -346,8 +382,12 @@ class FaultProxy:
 # --- Cleaning up ----------------------------------------------------------------------------------
 
 
-def _daemons_below(root):
-    """Pids of millrace and millrace-fuse processes whose arguments name a path below `root`."""
+PROGRAM_NAMES = (b"millrace-keeper", b"millrace-fuse", b"millrace")
+
+
+def _processes_below(root):
+    """Pids of the project's processes whose arguments name a path below `root`, keepers first:
+    one that lives replaces a daemon that ends."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -355,10 +395,22 @@ def _daemons_below(root):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
             program = os.path.basename(words[0])
-            if program in (b"millrace", b"millrace-fuse") and any(
+            if program in PROGRAM_NAMES and any(
                     os.fsencode(f"{root}/") in word for word in words[1:]):
-                found.append(int(entry.name))
-    return found
+                found.append((PROGRAM_NAMES.index(program), int(entry.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+def kill_all(root):
+    """SIGKILL of everything that serves a mount below `root`, until nothing of it is left."""
+
+    def none_left():
+        for pid in _processes_below(root):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not [pid for pid in _processes_below(root) if process_state(pid) is not None]
+
+    wait_until(none_left, f"the end of all below {root}")
 
 
 def _mounts_below(root):
@@ -373,7 +425,7 @@ def _mounts_below(root):
 
 def left_running(root):
     """What is still alive or mounted below `root`, for people; empty when all is clean."""
-    return ([f"process {pid}" for pid in _daemons_below(root)] +
+    return ([f"process {pid}" for pid in _processes_below(root)] +
             [f"mount {path}" for path in _mounts_below(root)])
 
 
@@ -381,9 +433,7 @@ def sweep(root):
     """Ends everything below `root` by force."""
     run_directories = [directory for path in _mounts_below(root)
                        if (directory := run_directory(path)) is not None]
-    for pid in _daemons_below(root):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_all(root)
     for path in _mounts_below(root):
         subprocess.run(["umount", "-l", path] if os.geteuid() == 0 else
                        ["fusermount3", "-uz", path], capture_output=True, check=False)
@@ -454,7 +504,9 @@ class MountTestCase(unittest.TestCase):
 
     def make_directory(self, name):
         path = self.directory / name
-        path.mkdir(parents=True, exist_ok=True)
+        # What is there is not looked at: it may be a mount that answers nothing but errors.
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
         return path
 
     def make_source(self, sizes, name="source"):

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "cache/store/registry.h"
 #include "test/support/child_process.h"
 
 namespace millrace::store {
@@ -98,6 +99,21 @@ TEST_F(FileStoreTest, AFileChangedDuringAReadIsNoticed) {
 TEST_F(FileStoreTest, AForeignTokenIsRefused) {
   EXPECT_EQ(store_->List("", "abc", 10, CallOptions()).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(FileStoreTest, ASourceThatWasTakenOverMayComeLater) {
+  const std::string late = dir_.path() + "/late";
+  const absl::StatusOr<OpenedSource> source = ReopenSource(absl::StrCat("late=file://", late));
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(source->source.name, "late");
+  EXPECT_EQ(source->store->kind(), "file");
+  EXPECT_EQ(source->store->Stat("a", CallOptions()).status().code(),
+            absl::StatusCode::kUnavailable);
+  test::WriteFile(late + "/a", "here");
+  EXPECT_EQ(source->store->Stat("a", CallOptions())->size, 4);
+  // Where it is there, it is the store itself.
+  EXPECT_TRUE(ReopenSource(absl::StrCat("file://", root_))->store->Stat("dir/a", {}).ok());
+  EXPECT_EQ(ReopenSource("nonsense://x").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

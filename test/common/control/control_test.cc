@@ -59,7 +59,8 @@ class ControlTest : public ::testing::Test {
   }
 
   void Start(ControlServer::Handler handler, absl::Duration deadline = absl::Seconds(10)) {
-    auto server = ControlServer::Start({socket_, deadline}, std::move(handler));
+    auto server = ControlServer::Start({.socket_path = socket_, .read_deadline = deadline},
+                                       std::move(handler));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }

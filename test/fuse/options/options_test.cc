@@ -74,6 +74,55 @@ TEST(MountOptionsTest, HasTheDocumentedDefaults) {
   EXPECT_EQ(options.ready_fd, -1);
 }
 
+TEST(MountOptionsTest, ComeBackFromArguments) {
+  const std::vector<std::vector<std::string>> all = {
+      {"s3://b", "/m"},
+      {"--tier=mem:/dev/shm/a b:1Gi,high=0.9,low=0.25",
+       "--tier=hdd:/x:y:5Ti",
+       "--eviction=sieve",
+       "--memory-limit=64Mi",
+       "--profile=small-files",
+       "--refresh=inf",
+       "--store-deadline=90s",
+       "--connections=3",
+       "--look-ahead=off",
+       "--io=posix",
+       "--no-passthrough",
+       "--allow-other",
+       "--uid=1",
+       "--gid=2",
+       "--file-mode=0640",
+       "--dir-mode=0750",
+       "--user=77",
+       "--hang-deadline=inf",
+       "--crash-limit=0",
+       "--metrics=:1",
+       "--log-level=debug",
+       "--foreground",
+       "a=s3://b?x=y",
+       "b=file:///c d",
+       "/m\n"},
+      {"--", "s3://b", "--odd"}};
+  for (const std::vector<std::string>& arguments : all) {
+    const MountOptions first = Parsed(arguments);
+    const std::vector<std::string> written = ToArguments(first);
+    const MountOptions second = Parsed(written);
+    EXPECT_EQ(ToArguments(second), written);
+    EXPECT_EQ(second.sources, first.sources);
+    EXPECT_EQ(second.mountpoint, first.mountpoint);
+    EXPECT_EQ(second.tiers.size(), first.tiers.size());
+    EXPECT_EQ(second.profile, first.profile);
+    EXPECT_EQ(second.passthrough, first.passthrough);
+    EXPECT_EQ(second.file_mode, first.file_mode);
+    EXPECT_EQ(second.hang_deadline, first.hang_deadline);
+    EXPECT_EQ(second.crash_limit, first.crash_limit);
+  }
+}
+
+TEST(MountOptionsTest, AHangDeadlineIsNoPause) {
+  EXPECT_THAT(ErrorOf({"--hang-deadline=1s", "s3://b", "/m"}), HasSubstr("the least is 2s"));
+}
+
 TEST(MountOptionsTest, TakesEveryOption) {
   const MountOptions options = Parsed({"--tier",
                                        "mem:/dev/shm/m:1Gi",
@@ -99,6 +148,10 @@ TEST(MountOptionsTest, TakesEveryOption) {
                                        "--allow-other",
                                        "--user",
                                        "daemon",
+                                       "--hang-deadline",
+                                       "20s",
+                                       "--crash-limit",
+                                       "9",
                                        "--uid",
                                        "7",
                                        "--gid",
@@ -122,6 +175,8 @@ TEST(MountOptionsTest, TakesEveryOption) {
   EXPECT_EQ(options.tiers[1].high_water, 0.9);
   EXPECT_EQ(options.eviction, tier::EvictionPolicy::kSieve);
   EXPECT_EQ(options.user, "daemon");
+  EXPECT_EQ(options.hang_deadline, absl::Seconds(20));
+  EXPECT_EQ(options.crash_limit, 9);
   EXPECT_EQ(options.memory_limit_bytes, 64 * base::kMiB);
   EXPECT_EQ(options.profile, Profile::kLargeFiles);
   EXPECT_EQ(options.refresh, absl::InfiniteDuration());
