@@ -137,6 +137,12 @@ absl::StatusOr<std::shared_ptr<const tier::OpenData>> Object::OpenComplete() {
   return file->Open();
 }
 
+std::shared_ptr<const tier::OpenData> Object::OpenHit() {
+  if (unread_count_.load(std::memory_order_relaxed) > 0) return nullptr;
+  const absl::StatusOr<std::shared_ptr<const tier::OpenData>> data = OpenComplete();
+  return data.ok() ? *data : nullptr;
+}
+
 bool Object::Evicted() const {
   base::MutexLock lock(&mutex_);
   return cached_ != nullptr && cached_->evicted();

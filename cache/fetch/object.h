@@ -89,6 +89,9 @@ class Object : public std::enable_shared_from_this<Object> {
   bool Complete();
   // The data file for passthrough, when the cache has all of it.
   absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenComplete();
+  // The data file, when it alone can answer any read now: complete, and nothing that was fetched
+  // ahead waits in memory for its first reader. Null otherwise.
+  std::shared_ptr<const tier::OpenData> OpenHit();
   // Bytes present in the cache or in memory, for status and xattrs.
   uint64_t PresentBytes() const;
   // Bytes of the range that are in the cache itself.

@@ -1,11 +1,8 @@
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -14,34 +11,12 @@
 #include "cli/bench/generators.h"
 #include "cli/bench/report.h"
 #include "common/base/errno_status.h"
+#include "common/base/page_cache.h"
 #include "common/base/status_macros.h"
 #include "common/base/unique_fd.h"
 
 namespace millrace::bench {
 namespace {
-
-// cachestat(2), Linux 6.5: counts the pages of the file's own mapping. mincore cannot tell: over a
-// passthrough file it maps the backing file. Not in this C library's headers yet.
-constexpr long kCachestatCall = 451;
-struct CachestatRange {
-  uint64_t offset = 0;
-  uint64_t length = 0;  // 0: to the end of the file.
-};
-struct Cachestat {
-  uint64_t cached = 0;
-  uint64_t dirty = 0;
-  uint64_t in_writeback = 0;
-  uint64_t evicted = 0;
-  uint64_t recently_evicted = 0;
-};
-
-// Pages of the file in the page cache; nullopt where the kernel cannot say.
-std::optional<uint64_t> CachedPages(int fd) {
-  CachestatRange range;
-  Cachestat counts;
-  if (syscall(kCachestatCall, fd, &range, &counts, 0) != 0) return std::nullopt;
-  return counts.cached;
-}
 
 struct Tally {
   uint64_t files = 0;
@@ -53,11 +28,11 @@ struct Tally {
 absl::Status DropOne(const std::string& path, Tally* tally) {
   const base::UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return base::ErrnoStatus(errno, path);
-  const std::optional<uint64_t> before = CachedPages(fd.get());
+  const absl::optional<uint64_t> before = base::CachedPages(fd.get(), 0, 0);
   if (const int error = posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED); error != 0) {
     return base::ErrnoStatus(error, path);
   }
-  const std::optional<uint64_t> after = CachedPages(fd.get());
+  const absl::optional<uint64_t> after = base::CachedPages(fd.get(), 0, 0);
   ++tally->files;
   tally->pages_before += before.value_or(0);
   tally->pages_after += after.value_or(0);

@@ -23,6 +23,7 @@
 #include "fuse/adapter/errno_map.h"
 #include "fuse/adapter/in_flight.h"
 #include "fuse/adapter/notifier.h"
+#include "fuse/adapter/spliced_reads.h"
 
 namespace millrace::adapter {
 namespace {
@@ -691,10 +692,15 @@ void FuseMount::Process(const fuse_buf& buffer) {
 
 void FuseMount::Serve() {
   fuse_buf buffer = {};
+  SplicedReads spliced_reads(fuse_session_fd(session_));
   while (!fuse_session_exited(session_) && !detaching_) {
     const int received = fuse_session_receive_buf(session_, &buffer);
     if (received == -EINTR) continue;
     if (received <= 0) break;  // Unmounted.
+    if (spliced_reads.Answer(vfs_.get(), buffer)) {
+      Count(kRead);
+      continue;
+    }
     Process(buffer);
   }
   std::free(buffer.mem);

@@ -6,11 +6,13 @@
 // one died. Nothing here mounts or unmounts.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
@@ -30,7 +32,9 @@ struct MountOptions {
   // How deep the file systems of the cache may be stacked for passthrough: 1, or 2 when a tier is
   // on an overlayfs (a container's root). At 2 nothing can be stacked on the mount itself.
   uint32_t backing_stack_depth = 1;
-  size_t threads = 8;
+  // Threads that answer requests. The kernel wakes them in turn, and they wait for no disk and no
+  // store: more than the processors can run only get in each other's way.
+  size_t threads = std::clamp<size_t>(2 * std::thread::hardware_concurrency(), 4, 16);
   // What the kernel reads ahead at most; it takes the bdi attribute of whoever mounted to get
   // there. One request carries at most 1 MiB.
   uint32_t read_ahead_kib = 4096;

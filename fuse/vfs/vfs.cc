@@ -212,6 +212,21 @@ void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
   if (!complete) ReadAhead(*file, handle, offset, size);
 }
 
+absl::optional<Vfs::Hit> Vfs::FindHit(NodeId node, uint64_t offset, uint64_t size) {
+  const absl::StatusOr<std::shared_ptr<File>> found = FileOf(node);
+  if (!found.ok()) return absl::nullopt;
+  File& file = **found;
+  if (offset >= file.ref().size || !file.KnownComplete()) return absl::nullopt;
+  std::shared_ptr<const tier::OpenData> data = file.object().OpenHit();
+  if (data == nullptr) return absl::nullopt;
+  return Hit{std::move(data), std::min(size, file.ref().size - offset), file.ref().source};
+}
+
+void Vfs::CountHit(const Hit& hit, absl::Duration duration) {
+  if (options_.observer == nullptr) return;
+  options_.observer->OnRead(hit.source, fetch::Origin::kLocal, hit.size, duration);
+}
+
 void Vfs::ReadAhead(File& file, uint64_t handle, uint64_t offset, uint64_t size) {
   const FileRef& ref = file.ref();
   if (ref.size <= kSmallFile) {

@@ -79,6 +79,16 @@ class Vfs {
   // `handle` is what Open gave, 0 in a mount without OPEN, or one of a predecessor.
   void Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size, fetch::ReadCallback done);
 
+  // A read of a complete file that the cache's data file alone can answer: `size` bytes of `data`,
+  // from the read's offset on. Whoever answers it so says CountHit. nullopt: use Read.
+  struct Hit {
+    std::shared_ptr<const tier::OpenData> data;
+    uint64_t size = 0;
+    size_t source = 0;
+  };
+  absl::optional<Hit> FindHit(NodeId node, uint64_t offset, uint64_t size);
+  void CountHit(const Hit& hit, absl::Duration duration);
+
   void Forget(NodeId node, uint64_t count);
 
   // Directory streams by number: see Tree::ReadDirectory. A number that nobody knows, as those of a

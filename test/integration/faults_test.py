@@ -393,6 +393,23 @@ class CacheDiskTest(support.MountTestCase):
                 support.drop_page_cache(mounted / path)
                 self.assertEqual(support.read_all(mounted / path), expected)
 
+    def test_cache_files_truncated_under_the_mount_are_no_error(self):
+        """What is in page cache goes to the kernel unread; what is no longer there must not."""
+        self.make_source({f"{i}": 100_000 + i for i in range(20)})
+        mounted = self.mount(self.source, "--profile=small-files")
+        mounted.warm()
+        for path, expected in self.tree.items():
+            self.assertEqual(support.read_all(mounted / path), expected)
+        files = [path for path in (self.directory / "cache").rglob("*")
+                 if path.parent.name == "complete"]
+        self.assertEqual(len(files), len(self.tree))
+        for number, path in enumerate(files):
+            os.truncate(path, number * 5_000)
+        for path, expected in self.tree.items():
+            support.drop_page_cache(mounted / path)
+            self.assertEqual(support.read_all(mounted / path), expected)
+        self.assertGreater(mounted.status()["tiers"][0]["faults"]["damaged"], 0)
+
 
 if __name__ == "__main__":
     support.main()

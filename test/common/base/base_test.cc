@@ -1,9 +1,15 @@
 // Unit tests of common/base.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdlib>
 #include <string>
 
 #include "common/base/crc32c.h"
 #include "common/base/errno_status.h"
 #include "common/base/hash.h"
+#include "common/base/page_cache.h"
+#include "common/base/unique_fd.h"
 #include "common/base/units.h"
 #include "gtest/gtest.h"
 
@@ -30,6 +36,31 @@ TEST(Crc32cTest, ExtendsPieceByPiece) {
   const std::string data(100000, 'x');
   const uint32_t whole = Crc32c(0, data);
   EXPECT_EQ(Crc32c(Crc32c(0, data.substr(0, 33333)), data.substr(33333)), whole);
+}
+
+TEST(PageCacheTest, CountsThePagesThatARangeTouches) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  EXPECT_EQ(PagesOf(0, 0), 0u);
+  EXPECT_EQ(PagesOf(0, 1), 1u);
+  EXPECT_EQ(PagesOf(0, page), 1u);
+  EXPECT_EQ(PagesOf(0, page + 1), 2u);
+  EXPECT_EQ(PagesOf(page - 1, 2), 2u);
+}
+
+TEST(PageCacheTest, TellsWhatIsCachedOfAFile) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  std::string path = "/tmp/page_cache_test.XXXXXX";
+  const UniqueFd file(mkstemp(&path[0]));
+  ASSERT_TRUE(file.valid());
+  unlink(path.c_str());
+  const std::string bytes(8 * page, 'x');
+  ASSERT_EQ(write(file.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  const absl::optional<uint64_t> cached = CachedPages(file.get(), 0, 0);
+  if (!cached.has_value()) GTEST_SKIP() << "cachestat(2) needs Linux 6.5";
+  EXPECT_EQ(*cached, 8u);
+  EXPECT_EQ(CachedPages(file.get(), page + 1, page), 2u);
+  EXPECT_EQ(CachedPages(file.get(), 16 * page, page), 0u);
+  EXPECT_FALSE(CachedPages(-1, 0, 0).has_value());
 }
 
 TEST(HashTest, IsStable) {

@@ -105,6 +105,27 @@ TEST_F(VfsTest, AFewFilesOfADirectoryFetchNoOthers) {
   EXPECT_EQ(cache_->Stats()[0].files_complete, 3u);
 }
 
+TEST_F(VfsTest, OnlyCompleteFilesHaveTheirDataFileAnswer) {
+  store_->Put("whole", std::string(100'000, 'x'));
+  store_->Put("part", std::string(3 * kMiB, 'x'));
+  Start(Profile::kSmallFiles);
+  const NodeId whole = Lookup(kRootNode, "whole");
+  const NodeId part = Lookup(kRootNode, "part");
+  EXPECT_FALSE(vfs_->FindHit(whole, 0, 128 * 1024).has_value());
+  Warm("whole");
+  EXPECT_TRUE(Read(part, 0, 0, 4096).ok());
+  queue_->Stop();
+  const absl::optional<Vfs::Hit> hit = vfs_->FindHit(whole, 4096, 128 * 1024);
+  ASSERT_TRUE(hit.has_value());
+  EXPECT_EQ(hit->size, 100'000u - 4096);
+  std::string bytes(hit->size, '\0');
+  EXPECT_EQ(pread(hit->data->fd(), &bytes[0], bytes.size(), 4096), 100'000 - 4096);
+  EXPECT_EQ(bytes, std::string(100'000 - 4096, 'x'));
+  EXPECT_FALSE(vfs_->FindHit(whole, 100'000, 1).has_value());  // Nothing is there to answer.
+  EXPECT_FALSE(vfs_->FindHit(part, 0, 4096).has_value());
+  EXPECT_FALSE(vfs_->FindHit(whole + 100, 0, 4096).has_value());
+}
+
 TEST_F(VfsTest, XattrsTellVersionSourceAndWhatIsCached) {
   store_->Put("a", std::string(3 * kMiB, 'x'), "etag-1");
   Start(Profile::kLargeFiles);
