@@ -2,6 +2,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -27,6 +29,13 @@ absl::StatusOr<base::UniqueFd> MakeDirectoryAt(int at, const std::string& name) 
     return base::ErrnoStatus(errno, absl::StrCat("creating the directory ", name));
   }
   return OpenDirectoryAt(at, name);
+}
+
+void ForgoAccessTimes(int directory) {
+  int flags = 0;
+  if (ioctl(directory, FS_IOC_GETFLAGS, &flags) != 0 || (flags & FS_NOATIME_FL) != 0) return;
+  flags |= FS_NOATIME_FL;
+  ioctl(directory, FS_IOC_SETFLAGS, &flags);
 }
 
 absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each) {

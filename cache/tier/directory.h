@@ -15,6 +15,10 @@ absl::StatusOr<base::UniqueFd> OpenDirectoryAt(int at, const std::string& name);
 // The same, made first if it is missing (mode 0700).
 absl::StatusOr<base::UniqueFd> MakeDirectoryAt(int at, const std::string& name);
 
+// Files made in the directory from now on have no access times, nor do they keep any when they are
+// moved. Where the file system knows such a thing (ext4, XFS, tmpfs since Linux 6.6); else nothing.
+void ForgoAccessTimes(int directory);
+
 // Calls `each` with every name but "." and "..".
 absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each);
 

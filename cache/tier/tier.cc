@@ -301,6 +301,9 @@ absl::StatusOr<std::unique_ptr<Source>> Tier::OpenSource(absl::string_view url) 
   }
   ASSIGN_OR_RETURN(source->complete, MakeDirectoryAt(directory.get(), kCompleteName));
   ASSIGN_OR_RETURN(source->partial, MakeDirectoryAt(directory.get(), kPartialName));
+  // All data files begin there. Nobody asks when they were read, and to look whether that has to be
+  // noted costs a tenth of a 4 KiB read (55 of 510 ns): as much as passing through FUSE does.
+  ForgoAccessTimes(source->partial.get());
   return source;
 }
 

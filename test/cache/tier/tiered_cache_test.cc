@@ -1,6 +1,9 @@
 // The cache as its users see it: finding, filling, evicting, and starting again.
 #include "cache/tier/tiered_cache.h"
 
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -85,6 +88,25 @@ TEST_F(TieredCacheTest, KeepsASmallFile) {
   struct stat status;
   ASSERT_EQ(fstat((*open)->fd(), &status), 0);
   EXPECT_EQ(status.st_size, 100'000);
+}
+
+TEST_F(TieredCacheTest, DataFilesHaveNoAccessTimes) {
+  int flags = 0;
+  const base::UniqueFd directory(open(directory_.path().c_str(), O_RDONLY | O_DIRECTORY));
+  const bool known = ioctl(directory.get(), FS_IOC_GETFLAGS, &flags) == 0 &&
+                     (flags |= FS_NOATIME_FL, ioctl(directory.get(), FS_IOC_SETFLAGS, &flags) == 0);
+  if (!known) GTEST_SKIP() << "this file system keeps access times of all files";
+  flags &= ~FS_NOATIME_FL;
+  ASSERT_EQ(ioctl(directory.get(), FS_IOC_SETFLAGS, &flags), 0);
+  Open();
+  for (const uint64_t size : {uint64_t{100'000}, 3 * kBlockSize}) {
+    const std::shared_ptr<CachedFile> file = Fill(KeyOf(absl::StrCat(size), size));
+    ASSERT_NE(file, nullptr);
+    const auto data = file->Open();
+    ASSERT_TRUE(data.ok()) << data.status();
+    ASSERT_EQ(ioctl((*data)->fd(), FS_IOC_GETFLAGS, &flags), 0);
+    EXPECT_NE(flags & FS_NOATIME_FL, 0) << size;
+  }
 }
 
 TEST_F(TieredCacheTest, FillsALargeFileInAnyOrder) {
