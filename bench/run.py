@@ -3,7 +3,7 @@
 
 Both sides of a ratio are measured by turns inside one run, and medians are compared: absolute
 figures say little on a shared machine, ratios travel. Prints a table and writes
-bench/results/DATE-COMMIT.json. `./dev bench` installs, builds and starts this.
+bench/results/TIME-COMMIT.json. `./dev bench` installs, builds and starts this.
 """
 
 import argparse
@@ -91,7 +91,8 @@ def main():
     for line in results.table(measured):
         print(line)
     if not arguments.no_write and not arguments.quick:
-        print(f"\nwritten to {results.write(measured, identity, arguments.runs)}")
+        options = {"runs": arguments.runs, "seconds": arguments.seconds}
+        print(f"\nwritten to {results.write(measured, identity, options)}")
     missed = sum(not check.ok for _, checks in measured for check in checks)
     print(f"\n{missed} figures miss their target" if missed else "\nall figures reach their target")
     return 1 if missed else 0

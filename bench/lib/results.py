@@ -137,18 +137,20 @@ def commit():
     return done.stdout.strip() or "unknown"
 
 
-def write(results, machine, runs):
-    """Keeps the figures with the machine and the commit; returns the path."""
+def write(results, machine, options):
+    """Keeps the figures with the machine, the commit and how they were taken; returns the path. Two
+    runs never have one name: an earlier run's figures are not written over."""
     RESULTS.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.timezone.utc)
-    path = RESULTS / f"{now:%Y-%m-%d}-{commit()}.json"
+    path = RESULTS / f"{now:%Y-%m-%dT%H%M%SZ}-{commit()}.json"
     content = {
         "date": now.isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine,
-        "runs": runs,
+        **options,
         "rows": [{"row": row.name, "checks": [check.to_json() for check in checks]}
                  for row, checks in results],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    with open(path, "x") as file:  # Another run that ended in this second is an error.
+        file.write(json.dumps(content, indent=1) + "\n")
     return path
