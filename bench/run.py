@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The benchmark: every promise of speed and size, measured on this machine.
 
-Both sides of a ratio are measured by turns inside one run, and medians are compared: absolute
-figures say little on a shared machine, ratios travel. Prints a table and writes
-bench/results/TIME-COMMIT.json. `./dev bench` installs, builds and starts this.
+Both sides of a ratio are measured by turns inside one run, the order of each pair the other way
+round than the one before, and the ratio is a mean of the pairs': absolute figures say little on a
+shared machine, ratios travel. Prints a table and writes bench/results/TIME-COMMIT.json.
+`./dev bench` installs, builds and starts this.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def main():
     with Bench(arguments.runs, arguments.seconds, say) as bench:
         measured = [(row, measure(bench, row)) for row in rows]
     print("\n" + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in identity.items()))
-    print(f"medians of {arguments.runs}, commit {results.commit()}\n")
+    print(f"medians of {arguments.runs} runs, ratios of their pairs, commit {results.commit()}\n")
     for line in results.table(measured):
         print(line)
     if not arguments.no_write and not arguments.quick:

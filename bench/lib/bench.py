@@ -63,6 +63,16 @@ class Bench:
     def __exit__(self, *_):
         self._stack.close()
 
+    def by_turns(self, first, second, measure, rounds_per_run=1):
+        """The lists of values of the two sides, a pair beside the other in time. `measure(side)`
+        returns a list. The order of each pair is the other way round than the one before: who comes
+        first pays for what the machine did before."""
+        values = {first: [], second: []}
+        for turn in range(self.runs * rounds_per_run):
+            for side in (first, second) if turn % 2 == 0 else (second, first):
+                values[side] += measure(side)
+        return values[first], values[second]
+
     # --- Data -------------------------------------------------------------------------------------
 
     def native(self, name):
@@ -148,6 +158,6 @@ def remove_leftovers():
             pid = directory.name.rsplit("-", 1)[1]
             if not pid.isdigit() or pathlib.Path(f"/proc/{pid}").exists():
                 continue
-            for mountpoint in directory.glob("mount-*/mnt"):
+            for mountpoint in directory.glob("mnt-*"):
                 detach(mountpoint)
             shutil.rmtree(directory, ignore_errors=True)

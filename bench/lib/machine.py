@@ -1,12 +1,19 @@
 """This machine: what it is, how much room it has, and its page cache."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 
 GIB = 2**30
+# linux/fs.h
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_NOATIME_FL = 0x80
 DROP_CACHES = pathlib.Path("/proc/sys/vm/drop_caches")
 
 
@@ -19,6 +26,7 @@ def identity(directory):
         "kernel": platform.release(),
         "system": system_name(),
         "file_system": file_system_of(directory),
+        "disk_read_ahead_kib": read_ahead_kib(directory),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
 
@@ -42,6 +50,13 @@ def file_system_of(directory):
     return done.stdout.strip()
 
 
+def read_ahead_kib(directory):
+    """Of the disk below a directory: how large the pieces are that files lie in page cache in."""
+    device = os.stat(directory).st_dev
+    path = pathlib.Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return int(path.read_text()) if path.exists() else None
+
+
 def can_drop_caches():
     return os.access(DROP_CACHES, os.W_OK)
 
@@ -63,6 +78,17 @@ def require_space(directory, needed):
         raise SystemExit(f"bench: {directory} has {free / GIB:.1f} GiB free and "
                          f"{needed / GIB:.1f} GiB are needed: make room, or choose fewer rows "
                          f"with --row")
+
+
+def set_access_times(path, on):
+    """Whether the file keeps access times, as ordinary files do; nothing where the file system does
+    not let them be chosen file by file."""
+    flags = bytearray(4)
+    with open(path, "rb") as file, contextlib.suppress(OSError):
+        fcntl.ioctl(file, FS_IOC_GETFLAGS, flags)
+        value = int.from_bytes(flags, sys.byteorder) | FS_NOATIME_FL
+        value -= FS_NOATIME_FL if on else 0
+        fcntl.ioctl(file, FS_IOC_SETFLAGS, value.to_bytes(4, sys.byteorder))
 
 
 def warm(path):

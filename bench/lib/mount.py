@@ -17,7 +17,9 @@ POLL_INTERVAL_S = 0.02
 
 
 class Mount:
-    """Mounts `source` at a new directory below `directory`, with a cache of its own.
+    """Mounts `source` at a new directory in `directory`, which is this process's own, with a cache of
+    its own. The mountpoint is not deeper than need be: every step of a path costs a look-up, and
+    native files are asked by a path of the same length (Bench.native).
 
     `tiers` are "MEDIUM:QUOTA" or "MEDIUM:PATH:QUOTA"; without a path the cache goes below
     `directory` too. Mount and process are gone at the end, whatever happened, and so are tiers with
@@ -30,8 +32,8 @@ class Mount:
 
     def __init__(self, directory, source, tiers=("ssd:8Gi",), options=(), environment=None):
         Mount._count += 1
-        self.root = pathlib.Path(directory) / f"mount-{os.getpid()}-{Mount._count}"
-        self.path = self.root / "mnt"
+        self.root = pathlib.Path(directory) / f"cache-{Mount._count}"
+        self.path = pathlib.Path(directory) / f"mnt-{Mount._count}"
         self.source = source
         self.seconds_until_ready = None
         self.tier_paths = []
@@ -47,7 +49,7 @@ class Mount:
         return f"{medium}:{place}:{quota}"
 
     def __enter__(self):
-        for path in [self.path, *self.tier_paths]:
+        for path in [self.path, self.root, *self.tier_paths]:
             path.mkdir(parents=True)
         tiers = [word for tier in self._tiers for word in ("--tier", tier)]
         start = time.monotonic()
@@ -76,6 +78,14 @@ class Mount:
         if isinstance(report, dict) and "mounts" in report:
             report = report["mounts"]
         return report[0] if isinstance(report, list) else report
+
+    def data_file(self, size):
+        """The cache's own file of an object that has `size` bytes."""
+        for tier in self.tier_paths:
+            for path in tier.rglob("complete/*"):
+                if path.stat().st_size == size:
+                    return path
+        raise CommandFailed(f"the cache has no complete file of {size} bytes")
 
     def warm(self):
         """Loads everything into the cache."""

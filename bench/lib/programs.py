@@ -42,7 +42,7 @@ def generate(generator, *arguments):
 def fio(job, path, direct, jobs, seconds, timed=True):
     """Runs a job file of bench/fio and returns {"mib_per_second", "iops"}."""
     environment = {"FILE": str(path), "DIRECT": str(int(direct)), "JOBS": str(jobs),
-                   "SECONDS": str(seconds), "TIMED": str(int(timed))}
+                   "TIME": f"{seconds * 1000:.0f}ms", "TIMED": str(int(timed))}
     text = run(["fio", "--readonly", "--output-format=json", FIO_JOBS / f"{job}.fio"], environment)
     # fio may print a note before the object.
     read = json.loads(text[text.index("{"):])["jobs"][0]["read"]

@@ -13,6 +13,13 @@ AT_LEAST = ">="
 AT_MOST = "<="
 
 
+def middle_mean(ratios):
+    """The geometric mean of the middle half. A median would be too rough: where the order within a
+    pair matters, half of the ratios are too high and half too low, with nothing in between."""
+    outer = max(len(ratios) // 4, 1) if len(ratios) >= 3 else 0
+    return statistics.geometric_mean(sorted(ratios)[outer:len(ratios) - outer])
+
+
 @dataclasses.dataclass
 class Check:
     """One figure. With a reference, the ratio to it is what must reach the target."""
@@ -36,8 +43,15 @@ class Check:
         return statistics.median(self.reference) if self.reference else None
 
     @property
+    def ratios(self):
+        """Of each measurement to the one of the other side that was taken beside it."""
+        return [value / reference for value, reference in zip(self.values, self.reference)]
+
+    @property
     def ratio(self):
-        return self.measured / self.reference_median if self.reference else None
+        """Of the pairs' ratios, not of the medians: what slows the machine for some seconds slows
+        both sides of a pair."""
+        return middle_mean(self.ratios) if self.reference else None
 
     @property
     def ok(self):
@@ -57,6 +71,7 @@ class Check:
         return {"label": self.label, "unit": self.unit, "median": self.measured,
                 "values": self.values, "reference_median": self.reference_median,
                 "reference_values": self.reference, "ratio": self.ratio,
+                "ratios": self.ratios if self.reference else None,
                 "target": f"{self.direction} {self.target:g}", "ok": self.ok}
 
 
