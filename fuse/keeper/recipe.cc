@@ -22,6 +22,7 @@ namespace {
 
 // Linux takes 6 MiB of arguments and environment at most (a quarter of the stack).
 constexpr off_t kBytesMax = 16 << 20;
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 constexpr char kHeader[] = "millrace-recipe 1";
 
 }  // namespace
@@ -36,7 +37,7 @@ absl::StatusOr<base::UniqueFd> WriteRecipe(const Recipe& recipe) {
   base::UniqueFd memfd(memfd_create("millrace-recipe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memfd.valid()) return base::ErrnoStatus(errno, "memfd_create");
   if (write(memfd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
-      fcntl(memfd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) != 0) {
+      fcntl(memfd.get(), F_ADD_SEALS, kSeals) != 0) {
     return base::ErrnoStatus(errno, "the recipe");
   }
   return memfd;
@@ -45,6 +46,10 @@ absl::StatusOr<base::UniqueFd> WriteRecipe(const Recipe& recipe) {
 absl::StatusOr<Recipe> ReadRecipe(int memfd) {
   struct stat st;
   if (fstat(memfd, &st) != 0) return base::ErrnoStatus(errno, "the recipe");
+  const int seals = fcntl(memfd, F_GET_SEALS);
+  if (st.st_uid != geteuid() || seals < 0 || (seals & kSeals) != kSeals) {
+    return absl::InvalidArgumentError("a recipe that no keeper of this user wrote");
+  }
   std::string text(static_cast<size_t>(std::min(st.st_size, kBytesMax)), '\0');
   const ssize_t size = pread(memfd, text.data(), text.size(), 0);
   if (size != st.st_size) return absl::InvalidArgumentError("a recipe that cannot be read whole");

@@ -17,7 +17,9 @@ struct Recipe {
 };
 
 absl::StatusOr<base::UniqueFd> WriteRecipe(const Recipe& recipe);
-// InvalidArgument for what WriteRecipe did not write.
+// InvalidArgument for what WriteRecipe did not write as this user. It comes from a daemon, which
+// must not choose what its keeper starts: nobody else can make a file of ours, or change a sealed
+// one.
 absl::StatusOr<Recipe> ReadRecipe(int memfd);
 
 // The environment of this process.

@@ -62,6 +62,11 @@ absl::StatusOr<SessionMemory> SessionMemory::Open(base::UniqueFd memfd) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the session's state has layout ", layout, ", this version reads ", SessionState::kLayout));
   }
+  // The other side might cut it short while it is mapped.
+  const int seals = fcntl(memfd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+    return absl::InvalidArgumentError("the session's state is not sealed");
+  }
   if (st.st_size != sizeof(SessionState)) {
     return absl::InvalidArgumentError(
         absl::StrCat("the session's state has ", st.st_size, " bytes"));

@@ -62,6 +62,15 @@ TEST(SessionMemoryTest, RefusesWhatItDoesNotKnow) {
   (*memory)->magic = 0;
   EXPECT_FALSE(SessionMemory::Open(Copy(memory->fd())).ok());
   EXPECT_FALSE(SessionMemory::Open(base::UniqueFd(memfd_create("empty", MFD_CLOEXEC))).ok());
+
+  const absl::StatusOr<SessionMemory> sealed = SessionMemory::Create();
+  ASSERT_TRUE(sealed.ok());
+  std::string bytes(sizeof(SessionState), '\0');
+  ASSERT_EQ(pread(sealed->fd(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+  base::UniqueFd copy(memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  ASSERT_EQ(write(copy.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  EXPECT_THAT(std::string(SessionMemory::Open(std::move(copy)).status().message()),
+              HasSubstr("not sealed"));
 }
 
 TEST(RecipeTest, ComesBackAsItWas) {
@@ -82,10 +91,31 @@ TEST(RecipeTest, RefusesAnythingElse) {
         std::string("millrace-recipe 1\0009\0a\0", 22),
         std::string("millrace-recipe 1\0001\0a", 21),
         std::string("millrace-recipe 1\000-1\0a\0", 23)}) {
-    const base::UniqueFd memfd(memfd_create("recipe", MFD_CLOEXEC));
+    const base::UniqueFd memfd(memfd_create("recipe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     ASSERT_EQ(write(memfd.get(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
-    EXPECT_FALSE(ReadRecipe(memfd.get()).ok()) << text;
+    ASSERT_EQ(fcntl(memfd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE), 0);
+    EXPECT_THAT(std::string(ReadRecipe(memfd.get()).status().message()),
+                HasSubstr("no recipe of this version"))
+        << text;
   }
+}
+
+// What a daemon that was taken over by a stranger might hand to its next keeper.
+TEST(RecipeTest, RefusesWhatAnotherWrote) {
+  const Recipe recipe = {{"--user=root", "--", "s3://b", "/m"}, {"LD_PRELOAD=/tmp/evil.so"}};
+  const absl::StatusOr<base::UniqueFd> ours = WriteRecipe(recipe);
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  std::string bytes(4096, '\0');
+  bytes.resize(static_cast<size_t>(pread(ours->get(), bytes.data(), bytes.size(), 0)));
+
+  const base::UniqueFd unsealed(memfd_create("recipe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  ASSERT_EQ(write(unsealed.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  EXPECT_THAT(std::string(ReadRecipe(unsealed.get()).status().message()),
+              HasSubstr("no keeper of this user wrote"));
+  if (geteuid() != 0) GTEST_SKIP() << "the rest needs root";
+  ASSERT_EQ(fchown(ours->get(), 65534, 65534), 0);
+  EXPECT_THAT(std::string(ReadRecipe(ours->get()).status().message()),
+              HasSubstr("no keeper of this user wrote"));
 }
 
 }  // namespace
