@@ -126,6 +126,11 @@ control::StatusReport Report() {
   report.store_bytes = base::kGiB;
   report.store_requests = 77;
   report.errors = {{"fetch/store", 2}, {"fetch/cache", 0}};
+  report.sessions_survived = 1203;
+  report.keeper.pid = 4710;
+  report.keeper.alive = true;
+  report.keeper.takeovers = {{"signal", 1202}, {"oom", 1}, {"hang", 0}};
+  report.keeper.last_pause_seconds = 0.0151;
   report.memory_used_bytes = 16 * base::kMiB;
   report.memory_limit_bytes = 512 * base::kMiB;
   report.resident_bytes = 48 * base::kMiB;
@@ -148,13 +153,36 @@ TEST(StatusViewTest, ShowsAMountInFull) {
   names       12,345 files, 12 directories, 0 hidden, 0 changed
   memory      16 MiB of 512 MiB budget, 48 MiB resident
   errors      fetch/store 2
-  sessions    0 take-overs survived
+  keeper      process 4710
+  take-overs  1,203 survived (oom 1, signal 1,202), the last after 15 ms
 
   TIER     USED   QUOTA   FULL   FILES  COMPLETE  EVICTED  REFUSED  FAULTS  PATH
   ssd   1.0 GiB  10 GiB  10.0%  12,345    12,000        4        0       0  /var/cache/millrace/x
 
     HIT  REQUESTS    LOCAL    STORE  DATASET
   75.0%     3,010  3.0 GiB  1.0 GiB  train
+)");
+}
+
+TEST(StatusViewTest, SaysThatAKeeperIsGone) {
+  control::StatusReport report = Report();
+  report.keeper.alive = false;
+  report.keeper.sessions_lost = 2;
+  const std::string text = RenderStatus(report, absl::FromUnixSeconds(1700007380));
+  EXPECT_THAT(text, HasSubstr("keeper      gone: adopt with millrace upgrade /data\n"));
+  EXPECT_THAT(text, HasSubstr("15 ms, 2 mounts lost\n"));
+}
+
+TEST(StatusViewTest, ShowsACrashLoopAndItsRemedy) {
+  control::StatusReport report;
+  report.mountpoint = "/data";
+  report.keeper = {.pid = 7, .alive = true, .crash_loop = "killed by signal 11"};
+  EXPECT_EQ(RenderStatus(report, absl::FromUnixSeconds(1700007380)),
+            R"(/data  crash loop: every read fails
+  cause       killed by signal 11
+  remedy      mend the cause, then: millrace upgrade /data
+  keeper      process 7
+  take-overs  0
 )");
 }
 

@@ -237,9 +237,9 @@ class KilledKeeperTest(TakeOverTestCase):
 
 
 class UpgradeTest(TakeOverTestCase):
-    def programs_with(self, daemon):
+    def programs_with(self, daemon, name="programs"):
         """A directory of the programs, in which millrace-fuse is another file."""
-        directory = self.make_directory("programs")
+        directory = self.make_directory(name)
         for name in ("millrace", "millrace-keeper"):
             shutil.copy(PROGRAMS / name, directory)
         shutil.copy(daemon, directory / "millrace-fuse")
@@ -280,6 +280,30 @@ class UpgradeTest(TakeOverTestCase):
         # Nor does it change what a crash starts.
         mounted.kill_daemon()
         self.assert_reads_right(mounted)
+
+    def test_a_program_that_refuses_says_why(self):
+        mounted = self.mount(self.source)
+        old = mounted.pid
+        result = self.upgrade(
+            self.programs_with(PROGRAMS / "test_failing_daemon", "refuses"), mounted)
+        self.assertEqual(result.returncode, 1)
+        self.assert_one_line(result.stderr, "the saved state has layout 9")
+        self.assertEqual(mounted.pid, old)
+
+    def test_a_program_that_does_not_go_on_is_rolled_back(self):
+        mounted = self.mount(self.source, "--profile=large-files")
+        programs = self.programs_with(PROGRAMS / "test_failing_daemon")
+        with self.readers(mounted):
+            for _ in range(2):
+                old = mounted.pid
+                result = self.upgrade(programs, mounted)
+                self.assertEqual(result.returncode, 1)
+                self.assert_one_line(result.stderr, "rolled back", "exited with status 3")
+                support.wait_until(lambda: mounted.pid != old, "the old program")
+        self.assertEqual(mounted.status()["version"], mounted.record["version"])
+        mounted.kill_daemon()
+        self.assert_reads_right(mounted)
+        self.umount(mounted)
 
     def test_a_crash_starts_the_program_that_was_running(self):
         """Whatever is installed by then."""

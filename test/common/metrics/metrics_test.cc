@@ -42,8 +42,7 @@ CollectorHandle Fill(Metrics* metrics) {
   metrics->GetCounter(kPassthroughBytes, {"train"})->Add(3000);
   metrics->GetCounter(kStoreRequests, {"train", "get", "206"})->Add();
   metrics->GetCounter(kStoreBytes, {"train", "read"})->Add(1000);
-  metrics->GetCounter(kTakeovers, {});
-  metrics->GetHistogram(kTakeoverSeconds, {})->Observe(absl::Milliseconds(30));
+  metrics->GetCounter(kTakeovers, {"signal"});
   metrics->GetCounter(kFuseRequests, {"lookup"})->Add();
   metrics->CountError("tier", "disk");
   return metrics->AddCollector([](SampleSink& sink) {
@@ -52,6 +51,9 @@ CollectorHandle Fill(Metrics* metrics) {
       sink.Add(*metric, {"ssd:/c"}, 5);
     }
     sink.Add(kCacheEvictions, {"ssd:/c", "quota"}, 2);
+    Histogram::Snapshot pauses = {};
+    sink.AddHistogram(kTakeoverSeconds, {}, pauses);
+    sink.Add(kSessionsLost, {}, 0);
     sink.Add(kNamesHidden, {}, 1);
     sink.Add(kNames, {"file"}, 10);
     sink.Add(kMemoryUsed, {}, 1);
