@@ -79,13 +79,12 @@ struct Directory {
   absl::Duration failed_at ABSL_GUARDED_BY(mutex) = -absl::InfiniteDuration();
   absl::flat_hash_map<std::string, NameWait> waiting ABSL_GUARDED_BY(mutex);
   std::vector<ReaderWait> readers ABSL_GUARDED_BY(mutex);
-  // What was answered ahead of the listing, by a Stat or by a predecessor of this process: 0 for
-  // names that were not there. When the listing is complete, what it contradicts is taken back from
-  // the kernel.
+  // What was answered by a Stat ahead of the listing: 0 for names that were not there. When the
+  // listing is complete, what it contradicts is taken back from the kernel.
   absl::flat_hash_map<std::string, NodeId> early ABSL_GUARDED_BY(mutex);
-  // The kernel knows this directory from a predecessor: what `early` has of it is as good as a
-  // listing, until there is one.
-  bool restored ABSL_GUARDED_BY(mutex) = false;
+  // The kernel knows this directory from a predecessor of this process, and these names in it, but
+  // for those in `early`: as good as a listing until there is one. Null: it does not.
+  std::unique_ptr<Listing> told ABSL_GUARDED_BY(mutex);
   bool refreshing ABSL_GUARDED_BY(mutex) = false;
   std::vector<RefreshDone> refresh_waiters ABSL_GUARDED_BY(mutex);
   absl::Duration refresh_due ABSL_GUARDED_BY(mutex) = absl::InfiniteDuration();

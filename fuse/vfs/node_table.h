@@ -117,6 +117,9 @@ class NodeTable {
   // `spec.parent`, which the caller has pinned.
   Node* FindOrCreate(const NodeSpec& spec);
 
+  static bool IsDirectory(const NodeRecord& record) {
+    return (record.flags & Node::kDirectory) != 0;
+  }
   // A node that a predecessor had, with its lookups; pinned once for the caller. A source's root is
   // there already. Null for a record that no node can be made of. REQUIRES: before any other
   // thread.

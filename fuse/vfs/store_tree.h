@@ -128,7 +128,9 @@ class StoreTree final : public Tree {
   PageNodes MakeNodes(ListJob& job, const std::vector<store::Entry>& entries);
   void Deliver(const std::shared_ptr<ListJob>& job, const PageNodes& page, bool last);
   void FinishFirst(ListJob& job, const absl::Status& status);
-  void ContradictEarly(Directory& directory, const Listing& now, std::vector<Event>* events)
+  // Returns what a predecessor had told, to be given back without the lock.
+  std::unique_ptr<Listing> ContradictEarly(Directory& directory, const Listing& now,
+                                           std::vector<Event>* events)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(directory.mutex);
   void AskStats(const std::shared_ptr<Directory>& directory, std::vector<std::string> names);
   void RunStat(const std::shared_ptr<Directory>& directory, const std::string& name);

@@ -135,16 +135,20 @@ absl::StatusOr<std::shared_ptr<Directory>> StoreTree::MakeDirectory(NodeId id) {
 std::optional<absl::StatusOr<Attributes>> StoreTree::Known(Directory& directory,
                                                            absl::string_view name) {
   const Listing* const listing = directory.listing.get();
-  if (listing == nullptr && !directory.restored) return std::nullopt;
+  if (listing == nullptr && directory.told == nullptr) return std::nullopt;
   if (Node* const node = listing == nullptr ? nullptr : listing->Find(name); node != nullptr) {
     nodes_->AddLookups(node, 1);
     return node->attributes();
   }
   if (listing != nullptr && listing->finished()) return NameNotFound();
   const auto early = directory.early.find(name);
-  if (early == directory.early.end() || early->second == 0 || early->second == kToldUnknown) {
-    return std::nullopt;
+  if (early == directory.early.end()) {
+    Node* const told = directory.told == nullptr ? nullptr : directory.told->Find(name);
+    if (told == nullptr) return std::nullopt;
+    nodes_->AddLookups(told, 1);
+    return told->attributes();
   }
+  if (early->second == 0 || early->second == kToldUnknown) return std::nullopt;
   Node* const node = nodes_->Find(early->second);
   if (node == nullptr) return std::nullopt;
   nodes_->AddLookups(node, 1);

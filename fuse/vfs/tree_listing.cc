@@ -181,6 +181,7 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
   bool again = false;
   bool gone = false;
   std::vector<RefreshDone> waiters;
+  std::unique_ptr<Listing> told;
   {
     const base::MutexLock lock(&directory->mutex);
     job.target->Finish(status);
@@ -189,17 +190,17 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
       directory->refresh_due = DueAfter(job.started);
       log_hidden = !directory->hidden_logged && job.target->hidden().total() > 0;
       directory->hidden_logged |= log_hidden;
-      ContradictEarly(*directory, *job.target, &job.events);
+      told = ContradictEarly(*directory, *job.target, &job.events);
     } else {
       directory->listing = nullptr;
       directory->failure = status;
       directory->failed_at = Now();
       // As in FinishRefresh: what the kernel knows of it from a predecessor is no longer true.
-      gone = directory->restored && absl::IsNotFound(status) && !directory->node->is_source_root();
-      if (gone) ContradictEarly(*directory, Listing(nodes_), &job.events);
+      gone = directory->told != nullptr && absl::IsNotFound(status) &&
+             !directory->node->is_source_root();
+      if (gone) told = ContradictEarly(*directory, Listing(nodes_), &job.events);
+      again = directory->told != nullptr;
     }
-    again = directory->restored && !status.ok() && !gone;
-    directory->restored = again;
     waiters.swap(directory->refresh_waiters);
     for (auto& [name, wait] : directory->waiting) {
       for (LookupDone& done : wait.done) {
@@ -233,19 +234,29 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
 }
 
 // What the kernel was told before the listing was complete, and is not so.
-void StoreTree::ContradictEarly(Directory& directory, const Listing& now,
-                                std::vector<Event>* events) {
+std::unique_ptr<Listing> StoreTree::ContradictEarly(Directory& directory, const Listing& now,
+                                                    std::vector<Event>* events) {
   const NodeId id = directory.node->id();
   for (const auto& [name, told] : directory.early) {
     const Node* const node = now.Find(name);
     if ((node == nullptr ? 0 : node->id()) != told) events->push_back(EntryChanged(id, name));
   }
-  absl::flat_hash_map<std::string, NodeId>().swap(directory.early);
+  std::unique_ptr<Listing> told = std::move(directory.told);
+  if (told != nullptr) {
+    for (size_t i = 0; i < told->size(); ++i) {
+      const Node* const node = told->at(i);
+      // What the kernel has forgotten since it need not be told of.
+      if (node->lookups() == 0 || directory.early.contains(node->name())) continue;
+      if (now.Find(node->name()) != node) events->push_back(EntryChanged(id, node->name()));
+    }
+    // Which other names the predecessor's listing had is not known.
+    events->push_back(DirectoryChanged(id));
+  }
+  directory.early.clear();
   for (const Node* const file : now.replaced()) {
     events->push_back(EntryChanged(id, file->name()));
   }
-  // Which names the predecessor's listing had beside those that were looked up is not known.
-  if (directory.restored) events->push_back(DirectoryChanged(id));
+  return told;
 }
 
 void StoreTree::Run(const std::shared_ptr<Directory>& directory, Answers answers) {

@@ -60,7 +60,7 @@ void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, Refres
   {
     const base::MutexLock lock(&directory->mutex);
     const bool complete = directory->listing != nullptr && directory->listing->finished();
-    if (directory->restored && !directory->dropped) {
+    if (directory->told != nullptr && !directory->dropped) {
       // What a predecessor told is as old as a listing may be: the first one is the refresh.
       failure = EnsureListing(directory, &job);
       if (failure.ok() && done != nullptr) directory->refresh_waiters.push_back(std::move(done));
@@ -328,7 +328,8 @@ bool StoreTree::Drop(const std::shared_ptr<Directory>& directory) {
   std::shared_ptr<Listing> listing;
   {
     const base::MutexLock lock(&directory->mutex);
-    const bool busy = directory->refreshing || directory->restored || !directory->waiting.empty() ||
+    const bool busy = directory->refreshing || directory->told != nullptr ||
+                      !directory->waiting.empty() ||
                       (directory->listing != nullptr && !directory->listing->finished());
     if (directory->is_sources_root || directory->dropped || busy) return false;
     directory->dropped = true;

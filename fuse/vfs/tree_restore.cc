@@ -27,16 +27,24 @@ struct Saved {
 
 std::vector<Node*> StoreTree::RestoreNodes() {
   Ledger* const ledger = options_.ledger;
+  // Only directories are looked for by their ids; the many files are taken as they come.
   absl::flat_hash_map<NodeId, Saved> saved;
+  std::vector<Ledger::Index> files;
   std::vector<Ledger::Index> bad;
-  saved.reserve(ledger->stats().nodes);
+  files.reserve(ledger->stats().nodes);
   ledger->ForEachNode([&](const Ledger::Restored& restored) {
-    if (!saved.try_emplace(restored.node.id, Saved{restored.record}).second) {
+    if (!NodeTable::IsDirectory(restored.node)) {
+      files.push_back(restored.record);
+    } else if (!saved.try_emplace(restored.node.id, Saved{restored.record}).second) {
       bad.push_back(restored.record);
     }
   });
+  const auto saved_of = [&](NodeId id) -> Saved* {
+    const auto found = id == kRootNode ? saved.end() : saved.find(id);
+    return found == saved.end() ? nullptr : &found->second;
+  };
   std::vector<Node*> nodes;
-  nodes.reserve(saved.size());
+  nodes.reserve(saved.size() + files.size());
   std::vector<Saved*> chain;
   for (auto& [id, first] : saved) {
     // From the first ancestor that is there down to this one.
@@ -46,8 +54,7 @@ std::vector<Node*> StoreTree::RestoreNodes() {
       at->visited = true;
       chain.push_back(at);
       const NodeId parent_id = ledger->At(at->record).node.parent;
-      const auto found = parent_id == kRootNode ? saved.end() : saved.find(parent_id);
-      at = found == saved.end() ? nullptr : &found->second;
+      at = saved_of(parent_id);
       parent = at != nullptr ? at->node : parent_id == kRootNode ? root_ : nullptr;
     }
     for (auto at = chain.rbegin(); at != chain.rend() && parent != nullptr; ++at) {
@@ -57,6 +64,19 @@ std::vector<Node*> StoreTree::RestoreNodes() {
   }
   for (const auto& [id, one] : saved) {
     if (one.node == nullptr) bad.push_back(one.record);
+  }
+  for (const Ledger::Index record : files) {
+    const Ledger::Restored file = ledger->At(record);
+    const Saved* const directory = saved_of(file.node.parent);
+    Node* const parent = directory != nullptr            ? directory->node
+                         : file.node.parent == kRootNode ? root_
+                                                         : nullptr;
+    Node* const node = parent == nullptr ? nullptr : nodes_->Restore(file, parent);
+    if (node == nullptr) {
+      bad.push_back(record);
+    } else {
+      nodes.push_back(node);
+    }
   }
   if (!bad.empty()) {
     base::Log(base::Severity::kError, "saved nodes make no tree; their files are stale",
@@ -81,24 +101,34 @@ void StoreTree::Restore() {
     directory = std::make_shared<Directory>(nodes_, node, source_root->source(), std::move(path));
     directory->last_used_ns = now_ns;
     const base::MutexLock lock(&directory->mutex);
-    directory->restored = true;
+    directory->told = std::make_unique<Listing>(nodes_);
     return directory.get();
   };
   directory_of(root_);
   for (Node* const node : nodes) {
-    if (node->lookups() == 0) continue;
-    if (nodes_->Listed(node)) directory_of(node);
-    Directory* const parent = directory_of(node->parent());
-    if (parent == nullptr) continue;
+    const bool held = node->lookups() > 0;
+    if (held && nodes_->Listed(node)) directory_of(node);
+    Directory* const parent = held ? directory_of(node->parent()) : nullptr;
+    if (parent == nullptr) {
+      nodes_->Unpin(node);
+      continue;
+    }
+    // A place in the listing keeps the node, or a second node of its name loses it.
+    nodes_->Pin(node);
     const base::MutexLock lock(&parent->mutex);
-    const auto [told, first] = parent->early.try_emplace(node->name(), node->id());
-    if (!first) told->second = kToldUnknown;
+    if (parent->told->Add(node) != Listing::Added::kNew) {
+      parent->early.insert_or_assign(node->name(), kToldUnknown);
+    }
+    nodes_->Unpin(node);
   }
-  for (Node* const node : nodes) nodes_->Unpin(node);
 
   const base::MutexLock lock(&refresh_mutex_);
   for (auto& [node, directory] : directories) {
     if (directory == nullptr) continue;
+    {
+      const base::MutexLock directory_lock(&directory->mutex);
+      directory->told->Finish(absl::OkStatus());
+    }
     directories_.Insert(directory);
     // With this the promise is that nothing is listed again by itself.
     if (options_.refresh != absl::InfiniteDuration()) unlisted_.push_back(std::move(directory));
@@ -129,7 +159,7 @@ void StoreTree::ListRestored() {
     {
       const base::MutexLock lock(&directory->mutex);
       // No job: it failed a moment ago, or is being listed for somebody, who may see it fail.
-      later = directory->restored;
+      later = directory->told != nullptr;
       if (later && EnsureListing(directory, &job).ok() && job != nullptr) job->counted = true;
     }
     if (job != nullptr) {
