@@ -178,6 +178,7 @@ std::string RenderStatus(const StatusReport& report, absl::Time now) {
                           Printable(report.profile_reason)),
              &out);
   AppendFact("features", Features(report), &out);
+  if (!report.runs_as.empty()) AppendFact("runs as", Printable(report.runs_as), &out);
   AppendFact("throughput",
              absl::StrCat(Rate(report.read_bytes_per_second), " to readers, ",
                           Rate(report.store_bytes_per_second), " from the store"),

@@ -163,6 +163,7 @@ Json ToJson(const StatusReport& report) {
       {"profile", report.profile},
       {"profile_reason", report.profile_reason},
       {"io", report.io},
+      {"runs_as", report.runs_as},
       {"features", report.features},
       {"sources", std::move(sources)},
       {"tiers", std::move(tiers)},
@@ -198,6 +199,7 @@ StatusReport StatusReportFromJson(const Json& json) {
   report.profile = JsonString(json, "profile");
   report.profile_reason = JsonString(json, "profile_reason");
   report.io = JsonString(json, "io");
+  report.runs_as = JsonString(json, "runs_as");
   if (const Json& features = JsonField(json, "features"); features.is_object()) {
     for (const auto& item : features.items()) {
       if (item.value().is_boolean()) report.features[item.key()] = item.value().get<bool>();

@@ -102,6 +102,7 @@ struct StatusReport {
   std::string profile;        // "small-files" or "large-files".
   std::string profile_reason;
   std::string io;                        // "uring" or "posix".
+  std::string runs_as;                   // The daemon's user, and what more it may, for people.
   std::map<std::string, bool> features;  // "passthrough", "open_less", "fuse_over_io_uring", …
   std::vector<SourceStatus> sources;
   std::vector<TierStatus> tiers;

@@ -8,6 +8,7 @@
 #include "common/base/units.h"
 #include "common/base/version.h"
 #include "fuse/daemon/daemon.h"
+#include "fuse/daemon/sandbox.h"
 
 namespace millrace::daemon {
 namespace {
@@ -119,7 +120,9 @@ control::StatusReport Daemon::Status() const {
       {"passthrough", features.passthrough},
       {"open_less", features.without_open && mount_->vfs().profile() == vfs::Profile::kSmallFiles},
       {"read_ahead_raised", custody_->session()->read_ahead_raised.load() != 0},
+      {"sandbox", SandboxInstalled()},
       {"uring", features.uring}};
+  report.runs_as = custody_->identity();
   for (const store::OpenedSource& source : sources_) {
     report.sources.push_back(
         {source.source.name, source.source.url, std::string(source.store->kind())});

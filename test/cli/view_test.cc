@@ -111,6 +111,7 @@ control::StatusReport Report() {
   report.profile_reason = "98% of a sample is below 1 MiB";
   report.io = "uring";
   report.features = {{"open_less", true}, {"passthrough", false}};
+  report.runs_as = "nobody, without privileges";
   report.sources = {{"train", "s3://bucket/train", "s3"}, {"val", "file:///srv/val", "file"}};
   control::TierStatus tier;
   tier.medium = "ssd";
@@ -146,6 +147,7 @@ TEST(StatusViewTest, ShowsAMountInFull) {
   source      val = file:///srv/val
   profile     small-files, 98% of a sample is below 1 MiB
   features    uring, open_less yes, passthrough no
+  runs as     nobody, without privileges
   throughput  312 MiB/s to readers, 0 B/s from the store
   hit ratio   75.0%
   passthrough 0 opens of files of 0 B in all; the kernel reads these by itself, uncounted

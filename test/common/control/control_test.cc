@@ -247,6 +247,7 @@ TEST(ProtocolTest, StatusSurvivesTheWire) {
   StatusReport report;
   report.mountpoint = "/data";
   report.features = {{"passthrough", true}, {"open_less", false}};
+  report.runs_as = "nobody, without privileges";
   report.sources = {{"train", "s3://b/t", "s3"}};
   TierStatus tier;
   tier.medium = "ssd";
