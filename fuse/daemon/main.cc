@@ -90,7 +90,6 @@ int Run(const std::vector<std::string>& arguments) {
   const sigset_t signals = BlockSignals();
   // Executed through a descriptor, whose number the kernel took for a name.
   prctl(PR_SET_NAME, "millrace-fuse");
-  HideMemory();
   if (const absl::Status status = InstallSandbox(); !status.ok()) {
     base::Log(base::Severity::kWarning, "serving without a filter of system calls",
               {{"cause", status.ToString()}});
@@ -98,6 +97,8 @@ int Run(const std::vector<std::string>& arguments) {
   absl::StatusOr<std::unique_ptr<keeper::Custody>> connected = ConnectToKeeper(options);
   if (!connected.ok()) return ready.Failed(connected.status());
   keeper::Custody& custody = **connected;
+  // A user may look into a daemon of his own, and a keeper of his reads which program it runs.
+  if (custody.has_other_user()) HideMemory();
   const auto fail = [&](const absl::Status& status) {
     custody.Refused(base::ErrorText(status));
     return ready.Failed(status);

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <memory>
@@ -63,6 +64,9 @@ class Custody {
   ~Custody();
   Custody(const Custody&) = delete;
   Custody& operator=(const Custody&) = delete;
+
+  // The keeper made this process another user than it is itself.
+  bool has_other_user() const { return keeper_uid_ != geteuid(); }
 
   bool take_over() const { return (flags_ & kTakeOver) != 0; }
   bool standby() const { return (flags_ & kStandby) != 0; }

@@ -245,6 +245,11 @@ absl::StatusOr<IdentityChoice> ChooseIdentity(const IdentityRequest& request) {
                          " may need CAP_DAC_READ_SEARCH, which this container lacks")};
 }
 
+std::string DescribeIdentity(const Identity& identity) {
+  return absl::StrCat("user ", identity.uid,
+                      identity.read_search ? ", may read all files" : ", without privileges");
+}
+
 absl::StatusOr<std::optional<Identity>> IdentityOf(pid_t daemon) {
   if (geteuid() != 0) return std::nullopt;
   const std::string path = absl::StrCat("/proc/", daemon, "/status");

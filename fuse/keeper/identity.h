@@ -46,6 +46,9 @@ struct IdentityChoice {
 // InvalidArgument when the wanted user does not exist or cannot be had.
 absl::StatusOr<IdentityChoice> ChooseIdentity(const IdentityRequest& request);
 
+// "user 65534, without privileges": the text of an identity whose reasons are not known.
+std::string DescribeIdentity(const Identity& identity);
+
 // Who a running daemon is, for its successors under another keeper; none when it is who that keeper
 // is.
 absl::StatusOr<std::optional<Identity>> IdentityOf(pid_t daemon);

@@ -185,6 +185,9 @@ int Adopt(Keeper* keeper, const std::string& mountpoint, control::ReadyNotifier*
         base::SetLogThreshold(parsed.options.log_level);
         ASSIGN_OR_RETURN(SessionOptions session, ToSession(parsed.options, oom_score_adj));
         ASSIGN_OR_RETURN(session.identity, IdentityOf(daemon));
+        if (session.identity.has_value()) {
+          session.identity_text = DescribeIdentity(*session.identity);
+        }
         return session;
       });
   if (!status.ok()) return ready->Failed(status);
