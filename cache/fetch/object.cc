@@ -153,6 +153,11 @@ bool Object::Uncached() const {
   return cached_ == nullptr;
 }
 
+bool Object::InMemoryTier() const {
+  base::MutexLock lock(&mutex_);
+  return cached_ != nullptr && cached_->medium() == tier::Medium::kMem;
+}
+
 uint64_t Object::PresentBytes() const {
   base::MutexLock lock(&mutex_);
   uint64_t present = 0;

@@ -100,6 +100,8 @@ class Object : public std::enable_shared_from_this<Object> {
   bool Evicted() const;
   // The cache refused this object: read-ahead must fit in memory.
   bool Uncached() const;
+  // The cache keeps the object in memory, where the kernel's page cache would be a second copy.
+  bool InMemoryTier() const;
 
  private:
   friend class Flight;

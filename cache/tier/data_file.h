@@ -55,6 +55,7 @@ class DataFile final : public CachedFile,
   const FileKey& key() const override { return key_; }
   bool complete() const override { return complete_.load(std::memory_order_acquire); }
   bool evicted() const override { return evicted_.load(std::memory_order_acquire); }
+  Medium medium() const override { return tier_->options().medium; }
   bool Has(uint64_t offset, uint64_t length) const override;
   bool HasBlock(uint64_t index) const override { return map_.Has(index); }
   absl::StatusOr<absl::optional<size_t>> ReadNow(uint64_t offset, absl::Span<char> buffer) override;

@@ -31,6 +31,9 @@ namespace millrace::tier {
 // read then fetches 32 bytes per byte asked; a 2 GiB file has 16384 blocks, a 64 KiB CRC table.
 inline constexpr uint64_t kBlockSize = 128 * 1024;
 
+enum class Medium : uint8_t { kMem, kSsd, kHdd };
+absl::string_view MediumName(Medium medium);  // "mem", "ssd", "hdd"
+
 struct FileKey {
   std::string source;   // Names the source: store::Source::identity.
   std::string path;     // Below the source's root.
@@ -52,6 +55,9 @@ class CachedFile {
   virtual bool complete() const = 0;
   // The data file was unlinked: the holder may go on reading; nothing new is kept.
   virtual bool evicted() const = 0;
+
+  // What the data file lies on.
+  virtual Medium medium() const = 0;
 
   // True if all blocks that overlap [offset, offset+length) are present. Lock-free, < 100 ns for
   // a few blocks.
@@ -90,9 +96,6 @@ class OpenData {
  private:
   const base::UniqueFd fd_;
 };
-
-enum class Medium : uint8_t { kMem, kSsd, kHdd };
-absl::string_view MediumName(Medium medium);  // "mem", "ssd", "hdd"
 
 struct TierOptions {
   Medium medium = Medium::kSsd;

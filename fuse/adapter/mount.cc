@@ -132,8 +132,7 @@ class SlowReads {
 
 class FuseMount : public Mount, public vfs::Invalidator {
  public:
-  FuseMount(const MountOptions& options, Session session,
-            absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
+  FuseMount(const MountOptions& options, Session session, MakeVfs make_vfs,
             absl::AnyInvocable<Capacity()> capacity)
       : options_(options),
         from_(std::move(session)),
@@ -192,7 +191,7 @@ class FuseMount : public Mount, public vfs::Invalidator {
 
   const MountOptions options_;
   Session from_;
-  absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs_;
+  MakeVfs make_vfs_;
   absl::AnyInvocable<Capacity()> capacity_;
 
   fuse_session* session_ = nullptr;
@@ -349,8 +348,10 @@ void FuseMount::Init(fuse_conn_info* connection) {
   // the holder of the session has or not.
   features_.passthrough = options_.passthrough && from_.backing != nullptr &&
                           fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
+  // Without it a shared mapping of a file that is read directly would be refused.
+  features_.direct = fuse_set_feature_flag(connection, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
   if (features_.passthrough) connection->max_backing_stack_depth = options_.backing_stack_depth;
-  vfs_ = make_vfs_(features_.passthrough ? from_.backing : nullptr);
+  vfs_ = make_vfs_(features_.passthrough ? from_.backing : nullptr, features_);
   vfs_->tree().SetInvalidator(this);
 }
 
@@ -414,6 +415,7 @@ void FuseMount::OpenFile(fuse_req_t request, fuse_ino_t node, const fuse_file_in
                  info.keep_cache = 0;  // The kernel refuses it beside passthrough.
                } else {
                  info.keep_cache = 1;
+                 info.direct_io = opened->mode == vfs::OpenMode::kDirect;
                }
                // The opener was interrupted and there will be no RELEASE.
                if (fuse_reply_open(request, &info) == -ENOENT) {
@@ -756,8 +758,7 @@ FuseMount::~FuseMount() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(
-    const MountOptions& options, Session session,
-    absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
+    const MountOptions& options, Session session, MakeVfs make_vfs,
     absl::AnyInvocable<Capacity()> capacity) {
   auto mount = std::make_unique<FuseMount>(options, std::move(session), std::move(make_vfs),
                                            std::move(capacity));

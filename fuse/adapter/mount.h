@@ -65,6 +65,7 @@ using OperationCounts = std::array<std::atomic<uint64_t>, kOperations.size()>;
 struct Features {
   bool passthrough = false;
   bool without_open = false;  // May answer OPEN with ENOSYS.
+  bool direct = false;        // Files that by-pass the page cache can be mapped all the same.
   bool uring = false;
   uint32_t protocol_minor = 0;
 };
@@ -76,17 +77,18 @@ class Mount {
   // Starts to answer. Returns in a new session when INIT was answered, in a taken over one when
   // the kernel was told to send again what the predecessor left unanswered.
   // `make_vfs` is called once, before the first request, with what the Vfs needs from here: the
-  // registry of backing files (null without passthrough).
+  // registry of backing files (null without passthrough), and what the kernel can do.
   // `capacity` tells statfs the cache's size: capacity and used, in bytes.
   struct Capacity {
     uint64_t capacity_bytes = 0;
     uint64_t used_bytes = 0;
     uint64_t files = 0;
   };
-  static absl::StatusOr<std::unique_ptr<Mount>> Create(
-      const MountOptions& options, Session session,
-      absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*)> make_vfs,
-      absl::AnyInvocable<Capacity()> capacity);
+  using MakeVfs =
+      absl::AnyInvocable<std::unique_ptr<vfs::Vfs>(vfs::BackingFiles*, const Features&)>;
+  static absl::StatusOr<std::unique_ptr<Mount>> Create(const MountOptions& options, Session session,
+                                                       MakeVfs make_vfs,
+                                                       absl::AnyInvocable<Capacity()> capacity);
 
   virtual vfs::Vfs& vfs() = 0;
   virtual Features features() const = 0;

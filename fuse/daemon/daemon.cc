@@ -220,7 +220,7 @@ absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
   ASSIGN_OR_RETURN(
       mount_, adapter::Mount::Create(
                   mount, std::move(session),
-                  [this](vfs::BackingFiles* backing) {
+                  [this](vfs::BackingFiles* backing, const adapter::Features& features) {
                     vfs::VfsOptions options;
                     options.profile = ProfileOf(options_.profile);
                     options.look_ahead = options_.look_ahead;
@@ -228,6 +228,7 @@ absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
                     options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
                     options.backing = backing;
                     options.ledger = ledger_.get();
+                    options.direct = features.direct;
                     options.observer = read_counter_.get();
                     return std::make_unique<vfs::Vfs>(options, tree_.get(), sources_, &shared_);
                   },

@@ -43,7 +43,7 @@ void File::Register() {
   backing_id_ = *id;
 }
 
-File::Opened File::Open() {
+File::Opened File::Open(bool may_be_direct) {
   base::MutexLock lock(&mutex_);
   const bool may_pass = backing_ != nullptr && opens_cached_ == 0;
   // The one call under this lock that leaves the process: two opens at once must not register two
@@ -54,7 +54,9 @@ File::Opened File::Open() {
     return {OpenMode::kPassthrough, backing_id_};
   }
   ++opens_cached_;
-  return {OpenMode::kCached, 0};
+  // A complete file is only here while an older open lasts: the kernel may as well keep it.
+  const bool direct = may_be_direct && object_->InMemoryTier() && !object_->Complete();
+  return {direct ? OpenMode::kDirect : OpenMode::kCached, 0};
 }
 
 int File::backing_id() const {

@@ -30,9 +30,13 @@ class BackingFiles {
   virtual void Close(NodeId node, int backing_id) = 0;
 };
 
-// How an open file is served, decided at its first open and kept while any open lasts: the kernel
-// refuses (EIO) to mix the two on one inode.
-enum class OpenMode : uint8_t { kCached, kPassthrough };
+// How an open file is served. The kernel refuses (EIO) to mix passthrough with the others on one
+// inode, so that choice is made at the first open and kept while any open lasts.
+//   kCached       through the page cache
+//   kDirect       read straight into the reader's memory: a file that fills in a tier of memory,
+//                 which the page cache would keep a second time
+//   kPassthrough  by the kernel from the cache file
+enum class OpenMode : uint8_t { kCached, kDirect, kPassthrough };
 
 class File {
  public:
@@ -53,12 +57,13 @@ class File {
   fetch::Object& object() { return *object_; }
   const fetch::Object& object() const { return *object_; }
 
-  // Counts an open. Passthrough when the cache has the whole file and the kernel takes it.
+  // Counts an open. Passthrough when the cache has the whole file and the kernel takes it; direct,
+  // if `may_be_direct`, while the file fills in memory.
   struct Opened {
     OpenMode mode = OpenMode::kCached;
     int backing_id = 0;
   };
-  Opened Open();
+  Opened Open(bool may_be_direct);
   // The backing id of a handle that is open with passthrough already; 0: none.
   int backing_id() const;
   // The opposite of Open. True when no open is left.
@@ -88,7 +93,7 @@ class File {
   std::atomic<bool> complete_{false};
 
   mutable base::Mutex mutex_;
-  uint64_t opens_cached_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t opens_cached_ ABSL_GUARDED_BY(mutex_) = 0;  // And direct.
   uint64_t opens_passthrough_ ABSL_GUARDED_BY(mutex_) = 0;
   int backing_id_ ABSL_GUARDED_BY(mutex_) = 0;  // Kept for the next open; 0: none.
   Ledger::Slot backing_slot_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -155,7 +155,8 @@ void Vfs::AnswerOpen(NodeId node, OpenRequest request, OpenDone done) {
     std::move(done)(*before);
     return;
   }
-  const File::Opened opened = (*file)->Open();
+  const bool may_be_direct = options_.direct && (*file)->ref().size > kSmallFile;
+  const File::Opened opened = (*file)->Open(may_be_direct);
   OpenReply reply;
   reply.mode = opened.mode;
   if (options_.ledger == nullptr) {

@@ -40,6 +40,7 @@ struct VfsOptions {
   bool look_ahead = true;
   size_t idle_files_max = 65'536;   // FileTable.
   BackingFiles* backing = nullptr;  // Null: no passthrough.
+  bool direct = false;              // The kernel maps files of OpenMode::kDirect too.
   ReadObserver* observer = nullptr;
   // Keeps the open handles for a successor. The tree's; null: handles end with the process.
   Ledger* ledger = nullptr;

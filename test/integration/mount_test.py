@@ -41,11 +41,13 @@ class ReadCases:
     """Every way of reading gives the source's bytes; once for each profile."""
 
     profile = None
+    medium = "ssd"
 
     def setUp(self):
         super().setUp()
         self.make_source(SIZES)
-        self.mounted = self.mount(self.source, f"--profile={self.profile}")
+        self.mounted = self.mount(self.source, f"--profile={self.profile}",
+                                  self.tier(medium=self.medium))
 
     def for_each_file(self):
         for path, expected in self.tree.items():
@@ -144,6 +146,30 @@ class ReadCases:
             self.mounted.evict()
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             self.assertEqual(os.pread(fd, 16 * MIB, 0)[:MIB], self.tree["large"][:MIB])
+        self.assertEqual(support.read_all(self.mounted / "large"), self.tree["large"])
+
+
+class MemoryTierReadTest(ReadCases, support.MountTestCase):
+    """A file that fills in memory by-passes the page cache, and is mapped all the same."""
+
+    profile = "large-files"
+    medium = "mem"
+
+    def test_the_page_cache_keeps_nothing_while_the_file_fills(self):
+        with support.open_fd(self.mounted / "large") as fd:
+            self.assertEqual(os.pread(fd, BLOCK, 0), self.tree["large"][:BLOCK])
+            # What is in the page cache is given without waiting.
+            self.assertIn(errno_of(os.preadv, fd, [bytearray(BLOCK)], 0, os.RWF_NOWAIT),
+                          ("EAGAIN", "ENOTSUP"))
+
+    def test_a_reader_may_map_what_it_reads(self):
+        with support.open_fd(self.mounted / "large") as fd:
+            self.assertEqual(os.pread(fd, MIB, 0), self.tree["large"][:MIB])
+            size = len(self.tree["large"])
+            for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+                with mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ) as mapped:
+                    self.assertEqual(mapped[:], self.tree["large"])
+            self.assertEqual(os.pread(fd, MIB, 3 * MIB), self.tree["large"][3 * MIB:4 * MIB])
         self.assertEqual(support.read_all(self.mounted / "large"), self.tree["large"])
 
 

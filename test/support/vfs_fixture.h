@@ -93,10 +93,10 @@ class VfsFixture : public testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
-  void Start(vfs::Profile profile) {
+  void Start(vfs::Profile profile, tier::Medium medium = tier::Medium::kSsd) {
     file_io_ = io::NewPosixFileIo(2);
     tier::CacheOptions options;
-    options.tiers.push_back({tier::Medium::kSsd, directory_ + "/tier", 64 * base::kMiB});
+    options.tiers.push_back({medium, directory_ + "/tier", 64 * base::kMiB});
     options.sources_in_use = {"memory://"};
     auto cache = tier::TieredCache::Open(options, file_io_.get());
     ASSERT_TRUE(cache.ok()) << cache.status();
@@ -123,6 +123,7 @@ class VfsFixture : public testing::Test {
     vfs.profile = profile;
     vfs.backing = with_backing_ ? &backing_ : nullptr;
     vfs.ledger = ledger_.get();
+    vfs.direct = true;
     vfs_ = std::make_unique<vfs::Vfs>(vfs, tree_.get(), sources, &shared_);
   }
   void StartKept(vfs::Profile profile) {

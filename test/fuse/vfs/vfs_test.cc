@@ -80,6 +80,31 @@ TEST_F(VfsTest, FileOpenInCachedModeIsNotOpenedWithPassthrough) {
   vfs_->Release(node, after->handle);
 }
 
+TEST_F(VfsTest, FileThatFillsInMemoryIsReadDirectly) {
+  store_->Put("a", std::string(2 * kMiB, 'x'));
+  store_->Put("small", std::string(1000, 'x'));
+  Start(Profile::kLargeFiles, tier::Medium::kMem);
+  const NodeId node = Lookup(kRootNode, "a");
+  const auto before = Open(node);
+  EXPECT_EQ(before->mode, OpenMode::kDirect);
+  EXPECT_EQ(Open(Lookup(kRootNode, "small"))->mode, OpenMode::kCached);
+  Warm("a");
+  queue_->Stop();
+  const auto during = Open(node);
+  EXPECT_EQ(during->mode, OpenMode::kCached);
+  vfs_->Release(node, before->handle);
+  vfs_->Release(node, during->handle);
+  const auto after = Open(node);
+  EXPECT_EQ(after->mode, OpenMode::kPassthrough);
+  vfs_->Release(node, after->handle);
+}
+
+TEST_F(VfsTest, FileOnADiskIsReadThroughThePageCache) {
+  store_->Put("a", std::string(2 * kMiB, 'x'));
+  Start(Profile::kLargeFiles, tier::Medium::kSsd);
+  EXPECT_EQ(Open(Lookup(kRootNode, "a"))->mode, OpenMode::kCached);
+}
+
 TEST_F(VfsTest, ReadingSomeFilesOfADirectoryFetchesTheOthersAhead) {
   for (int i = 0; i < 40; ++i) store_->Put(absl::StrCat("d/", i), std::string(100'000, 'x'));
   Start(Profile::kSmallFiles);
