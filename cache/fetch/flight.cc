@@ -5,12 +5,26 @@
 #include <utility>
 
 namespace millrace::fetch {
+namespace {
+
+// Blocks given to the cache with one write, ending at a multiple of it: 2 MiB, so that a tmpfs that
+// has huge pages fills each with one copy. Written block by block it clears the page first.
+constexpr uint64_t kKeptAtOnce = (2 << 20) / kBlockSize;
+
+}  // namespace
 
 void Flight::Run() {
   BufferPool* const pool = object_->shared_->pool;
   uint64_t reserved = count_;
   uint64_t next = first_;
   std::shared_ptr<Block> block;
+  Object::Arrived arrived;
+  arrived.first = first_;
+  const auto keep = [&] {
+    Object::Arrived kept = std::exchange(arrived, Object::Arrived());
+    arrived.first = next;
+    object_->Keep(std::move(kept));
+  };
   const auto sink = [&](absl::string_view piece) {
     while (!piece.empty()) {
       if (next > last_block()) return false;  // A store that sends more than it was asked for.
@@ -24,7 +38,8 @@ void Flight::Run() {
       block->size += taken;
       piece.remove_prefix(taken);
       if (block->size == block_bytes) {
-        object_->OnBlock(next++, std::exchange(block, nullptr), priority_);
+        object_->OnBlock(std::exchange(block, nullptr), priority_, &arrived);
+        if (++next % kKeptAtOnce == 0) keep();
       }
     }
     return true;
@@ -41,6 +56,7 @@ void Flight::Run() {
   if (status.ok() && next <= last_block()) {
     status = absl::UnavailableError("the store sent less than it promised");
   }
+  keep();
   block.reset();
   pool->Unreserve(reserved);
   if (!status.ok()) object_->OnFlightEnd(this, next, status);

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "absl/container/inlined_vector.h"
 #include "cache/fetch/flight.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
@@ -350,9 +351,9 @@ void Object::CancelPrefetch() {
   }
 }
 
-void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priority priority) {
+void Object::OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* arrived) {
+  const uint64_t index = arrived->first + arrived->blocks.size();
   std::vector<std::shared_ptr<PendingRead>> waiters;
-  std::shared_ptr<tier::CachedFile> file;
   {
     base::MutexLock lock(&mutex_);
     BlockState& state = blocks_[index];
@@ -360,7 +361,6 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priori
     state.data = block;
     failure_ = absl::OkStatus();
     waiters.swap(state.waiters);
-    file = cached_;
     const bool awaited = std::any_of(waiters.begin(), waiters.end(),
                                      [](const auto& read) { return read->wants_data(); });
     if (!awaited && priority != Priority::kBulk) {
@@ -370,28 +370,46 @@ void Object::OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priori
   }
   // Readers first: what they wait for must not wait for the disk. Who loads the cache wants it to
   // be there.
-  std::vector<std::shared_ptr<PendingRead>> fills;
   for (std::shared_ptr<PendingRead>& read : waiters) {
     if (!read->wants_data()) {
-      fills.push_back(std::move(read));
+      arrived->fills.push_back(std::move(read));
       continue;
     }
     read->blocks[index - read->first] = block;
     if (read->PartDone()) FinishRead(std::move(read));
   }
-  const bool kept =
-      file != nullptr && !file->evicted() &&
-      file->Put(index * kBlockSize, absl::MakeConstSpan(block->data, block->size)).ok();
-  bool in_memory = true;
-  if (kept) {
-    // Fetched ahead: the reader it was fetched for takes it from memory, which saves reading the
-    // cache file again (13 % of the processor time of a cold sequential read).
-    base::MutexLock lock(&mutex_);
-    in_memory = unread_.contains(index);
-    if (!in_memory) blocks_.erase(index);
+  arrived->blocks.push_back(std::move(block));
+}
+
+void Object::Keep(Arrived arrived) {
+  if (arrived.blocks.empty()) return;
+  const std::shared_ptr<tier::CachedFile> file = cached();
+  if (file != nullptr && !file->evicted()) {
+    absl::InlinedVector<absl::Span<const char>, 16> pieces;
+    for (const std::shared_ptr<Block>& block : arrived.blocks) {
+      pieces.push_back(absl::MakeConstSpan(block->data, block->size));
+    }
+    // What it does not take is counted there, and stays in memory here.
+    file->PutBlocks(arrived.first, pieces).IgnoreError();
   }
-  if (in_memory) shared_->memory->Add(weak_from_this(), index);
-  for (std::shared_ptr<PendingRead>& fill : fills) {
+  absl::InlinedVector<uint64_t, 16> in_memory;
+  {
+    base::MutexLock lock(&mutex_);
+    for (uint64_t i = 0; i < arrived.blocks.size(); ++i) {
+      const uint64_t index = arrived.first + i;
+      // Fetched ahead: the reader it was fetched for takes it from memory, which saves reading the
+      // cache file again (13 % of the processor time of a cold sequential read).
+      const bool kept = file != nullptr && !file->evicted() && file->HasBlock(index);
+      if (!kept || unread_.contains(index)) {
+        in_memory.push_back(index);
+      } else if (const auto found = blocks_.find(index);
+                 found != blocks_.end() && found->second.data == arrived.blocks[i]) {
+        blocks_.erase(found);
+      }
+    }
+  }
+  for (const uint64_t index : in_memory) shared_->memory->Add(weak_from_this(), index);
+  for (std::shared_ptr<PendingRead>& fill : arrived.fills) {
     if (fill->PartDone()) FinishRead(std::move(fill));
   }
 }

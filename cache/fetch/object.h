@@ -141,7 +141,18 @@ class Object : public std::enable_shared_from_this<Object> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Launch(Plan plan, Priority priority);
 
-  void OnBlock(uint64_t index, const std::shared_ptr<Block>& block, Priority priority);
+  // Blocks of one flight that arrived, were given to those who waited, and are to be kept by the
+  // cache with one write.
+  struct Arrived {
+    uint64_t first = 0;
+    std::vector<std::shared_ptr<Block>> blocks;
+    // Who waits until they are kept.
+    std::vector<std::shared_ptr<PendingRead>> fills;
+  };
+  // The block behind those in `arrived`. REQUIRES: Keep is called for it, whatever happens.
+  void OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* arrived);
+  // Offers the blocks to the cache, and lets go of those it took and nobody wants from memory.
+  void Keep(Arrived arrived);
   // True if [first, last] has blocks that were fetched ahead and not read yet; they are now.
   bool TakeUnread(uint64_t first, uint64_t last);
   // Ends the flight's blocks from `next` on: those waiting get `status`.

@@ -20,6 +20,7 @@ namespace millrace::tier {
 namespace {
 
 using Crcs = absl::InlinedVector<uint32_t, 16>;
+using Blocks = absl::InlinedVector<absl::Span<const char>, 16>;
 
 uint32_t CrcOf(absl::Span<const char> bytes) {
   return base::Crc32c(0, absl::string_view(bytes.data(), bytes.size()));
@@ -157,21 +158,35 @@ void DataFile::RemoveData() {
 
 // --- Writing ------------------------------------------------------------------------------------
 
-absl::Status DataFile::CheckPut(uint64_t offset, absl::Span<const char> data) const {
-  const bool inside = offset <= key_.size && data.size() <= key_.size - offset;
-  const bool ends = inside && offset + data.size() == key_.size;
-  if (offset % kBlockSize != 0 || !inside || (data.size() % kBlockSize != 0 && !ends)) {
+absl::Status DataFile::CheckPut(uint64_t offset, uint64_t size) const {
+  const bool inside = offset <= key_.size && size <= key_.size - offset;
+  const bool ends = inside && offset + size == key_.size;
+  if (offset % kBlockSize != 0 || !inside || (size % kBlockSize != 0 && !ends)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("not whole blocks of ", key_.path, ": ", data.size(), " bytes at ", offset));
+        absl::StrCat("not whole blocks of ", key_.path, ": ", size, " bytes at ", offset));
   }
   return absl::OkStatus();
 }
 
 absl::Status DataFile::Put(uint64_t offset, absl::Span<const char> data) {
-  RETURN_IF_ERROR(CheckPut(offset, data));
-  if (data.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckPut(offset, data.size()));
+  Blocks blocks;
+  for (size_t at = 0; at < data.size(); at += kBlockSize) {
+    blocks.push_back(data.subspan(at, kBlockSize));
+  }
+  return PutBlocks(offset / kBlockSize, blocks);
+}
+
+absl::Status DataFile::PutBlocks(uint64_t first_block, io::Pieces blocks) {
+  for (uint64_t i = 0; i < blocks.size(); ++i) {
+    RETURN_IF_ERROR(CheckPut((first_block + i) * kBlockSize, blocks[i].size()));
+    if (blocks[i].size() != BlockLength(first_block + i)) {
+      return absl::InvalidArgumentError(absl::StrCat("not one block each: ", key_.path));
+    }
+  }
+  if (blocks.empty()) return absl::OkStatus();
   if (!BeginWrite()) return absl::CancelledError("the cached file was evicted");
-  absl::Status status = PutBlocks(offset, data);
+  absl::Status status = PutMissing(first_block, blocks);
   EndWrite();
   // An entry that holds nothing and gets nothing would only be found in vain.
   if (!status.ok() && map_.present() == 0) {
@@ -180,32 +195,42 @@ absl::Status DataFile::Put(uint64_t offset, absl::Span<const char> data) {
   return status;
 }
 
-absl::Status DataFile::PutBlocks(uint64_t offset, absl::Span<const char> data) {
-  const BlockRange all = BlocksOf(offset, data.size());
-  const uint64_t end = all.first + all.count;
+absl::Status DataFile::PutMissing(uint64_t first_block, io::Pieces blocks) {
+  const uint64_t end = first_block + blocks.size();
   absl::Status first_error;
   // Runs of blocks that nobody has written or writes now, each with one write.
-  for (uint64_t index = all.first; index < end;) {
+  for (uint64_t index = first_block; index < end;) {
     if (!map_.Claim(index)) {
       ++index;
       continue;
     }
     BlockRange run{index, 1};
     while (run.first + run.count < end && map_.Claim(run.first + run.count)) ++run.count;
-    const size_t from = (run.first - all.first) * kBlockSize;
-    const absl::Status status = PutClaimed(run, data.subspan(from, BytesOf(run)));
+    const io::Pieces pieces = blocks.subspan(run.first - first_block, run.count);
+    absl::Status status = PutClaimed(run, pieces);
+    if (absl::IsResourceExhausted(status) && run.count > 1) {
+      // No room for all of them is still room for some.
+      for (uint64_t i = 0; i < run.count; ++i) {
+        if (!map_.Claim(run.first + i)) continue;
+        status = PutClaimed({run.first + i, 1}, pieces.subspan(i, 1));
+        if (!status.ok()) break;
+      }
+    }
     if (!status.ok() && first_error.ok()) first_error = status;
     index = run.first + run.count;
   }
   return first_error;
 }
 
-absl::Status DataFile::PutClaimed(BlockRange range, absl::Span<const char> data) {
-  absl::Status status = Reserve(data.size());
+absl::Status DataFile::PutClaimed(BlockRange range, io::Pieces blocks) {
+  const uint64_t bytes = BytesOf(range);
+  // All blocks are claimed by this call, so nobody else makes the data file.
+  const bool at_once = range.count == map_.blocks() && place_.load() == Place::kNowhere;
+  absl::Status status = Reserve(bytes);
   if (status.ok()) {
-    status = WriteBlocks(range, data);
+    status = at_once ? WriteWhole(blocks) : WriteBlocks(range, blocks);
     if (!status.ok()) {
-      tier_->Release(data.size());
+      tier_->Release(bytes);
       if (!OutOfDescriptors(status)) tier_->CountDiskFault(status);
     }
   }
@@ -213,14 +238,12 @@ absl::Status DataFile::PutClaimed(BlockRange range, absl::Span<const char> data)
     for (uint64_t i = 0; i < range.count; ++i) map_.Unclaim(range.first + i);
     return status;
   }
-  TakeReserved(data.size());
+  TakeReserved(bytes);
   Crcs crcs;
-  for (uint64_t i = 0; i < range.count; ++i) {
-    crcs.push_back(CrcOf(data.subspan(i * kBlockSize, BlockLength(range.first + i))));
-  }
+  for (const absl::Span<const char> block : blocks) crcs.push_back(CrcOf(block));
   std::string records;
-  // A file of several blocks got its record when it was made.
-  if (map_.blocks() == 1) AppendFile(ref(), key_.size, key_.path, key_.version, &records);
+  // A file that fills bit by bit got its record when it was made.
+  if (at_once) AppendFile(ref(), key_.size, key_.path, key_.version, &records);
   AppendBlocks(ref(), range.first, crcs, false, &records);
   // Before anybody can see the blocks: a record of their loss must follow this one.
   tier_->journal().Append(records, 0);
@@ -259,20 +282,21 @@ void DataFile::SubtractBytes(uint64_t bytes) {
   if (!source_->in_use) tier_->SubtractIdle(bytes);
 }
 
-absl::Status DataFile::WriteBlocks(BlockRange range, absl::Span<const char> data) {
-  if (map_.blocks() == 1) return WriteWhole(data);
+absl::Status DataFile::WriteBlocks(BlockRange range, io::Pieces blocks) {
   RETURN_IF_ERROR(EnsureMade());
   ASSIGN_OR_RETURN(const std::shared_ptr<Descriptor> descriptor, Acquire());
-  return file_io().Write(descriptor->fd(), range.first * kBlockSize, data);
+  base::MutexLock writing(&writing_);
+  return file_io().WritePieces(descriptor->fd(), range.first * kBlockSize, blocks);
 }
 
-absl::Status DataFile::WriteWhole(absl::Span<const char> data) {
+absl::Status DataFile::WriteWhole(io::Pieces blocks) {
   const std::string name = id_.Name();
   const int partial = source_->partial.get();
   const base::UniqueFd fd(
       openat(partial, name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return base::ErrnoStatus(errno, "creating a cache file");
-  absl::Status status = data.empty() ? absl::OkStatus() : file_io().Write(fd.get(), 0, data);
+  absl::Status status =
+      blocks.empty() ? absl::OkStatus() : file_io().WritePieces(fd.get(), 0, blocks);
   if (status.ok() && renameat(partial, name.c_str(), source_->complete.get(), name.c_str()) != 0) {
     status = base::ErrnoStatus(errno, "renaming a cache file");
   }

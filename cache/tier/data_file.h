@@ -1,8 +1,9 @@
 // A cached file in a tier: its data file on disk, its map of blocks, its descriptor.
 //
 // Life: admitted (nothing on disk) -> data file in partial/ (first Put) -> in complete/ (all blocks
-// present and verified) -> evicted (unlinked; holders read on). A file of one block is written
-// whole and appears in complete/ at once. A complete file that loses a block goes back to partial/.
+// present and verified) -> evicted (unlinked; holders read on). A file whose blocks come all
+// together is written whole and appears in complete/ at once. A complete file that loses a block
+// goes back to partial/.
 //
 // Space: blocks are reserved in the tier before they are written, and belong to the file from then
 // on; eviction gives them back, exactly once.
@@ -61,6 +62,7 @@ class DataFile final : public CachedFile,
   absl::StatusOr<absl::optional<size_t>> ReadNow(uint64_t offset, absl::Span<char> buffer) override;
   void Read(uint64_t offset, absl::Span<char> buffer, io::ReadDone done) override;
   absl::Status Put(uint64_t offset, absl::Span<const char> data) override;
+  absl::Status PutBlocks(uint64_t first_block, io::Pieces blocks) override;
   absl::StatusOr<std::shared_ptr<const OpenData>> Open() override;
 
   Tier& tier() const { return *tier_; }
@@ -121,17 +123,18 @@ class DataFile final : public CachedFile,
   // Removes data file and name; the file is evicted and nobody writes.
   void RemoveData();
 
-  absl::Status CheckPut(uint64_t offset, absl::Span<const char> data) const;
-  absl::Status PutBlocks(uint64_t offset, absl::Span<const char> data);
+  absl::Status CheckPut(uint64_t offset, uint64_t size) const;
+  // Keeps those of the blocks that nobody has written or writes now.
+  absl::Status PutMissing(uint64_t first_block, io::Pieces blocks);
   // Writes blocks the caller has claimed, and ends the claims.
-  absl::Status PutClaimed(BlockRange range, absl::Span<const char> data);
+  absl::Status PutClaimed(BlockRange range, io::Pieces blocks);
   absl::Status Reserve(uint64_t bytes);
   void TakeReserved(uint64_t bytes);
   void AddBytes(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SubtractBytes(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status WriteBlocks(BlockRange range, absl::Span<const char> data);
-  // A file of one block: written under its partial name and renamed.
-  absl::Status WriteWhole(absl::Span<const char> data);
+  absl::Status WriteBlocks(BlockRange range, io::Pieces blocks);
+  // All blocks of a file that has no data file yet: written under its partial name and renamed.
+  absl::Status WriteWhole(io::Pieces blocks);
   // Makes the sparse data file and its record, once.
   absl::Status EnsureMade();
   absl::Status Move(Place to);
@@ -170,6 +173,10 @@ class DataFile final : public CachedFile,
   // Changed under the layout lock (Tier::layout_mutex), or before anybody knows the file.
   std::atomic<Place> place_{Place::kNowhere};
   std::atomic<bool> check_requested_{false};
+
+  // One write of a file of several blocks at a time: the kernel's lock of the inode lets only one
+  // in, and the others would wait for it spinning.
+  base::Mutex writing_;
 
   mutable base::Mutex mutex_;
   bool pinned_ ABSL_GUARDED_BY(mutex_) = false;  // The descriptor stays: the name is gone.

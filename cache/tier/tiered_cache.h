@@ -81,6 +81,8 @@ class CachedFile {
   // refused), Unavailable (the tier is set aside), Cancelled (evicted) and disk errors are counted
   // here; the caller goes on without the cache.
   virtual absl::Status Put(uint64_t offset, absl::Span<const char> data) = 0;
+  // The same for blocks from `first_block` on that lie apart in memory, one piece each.
+  virtual absl::Status PutBlocks(uint64_t first_block, io::Pieces blocks) = 0;
 
   // The data file's descriptor for passthrough, kept open by the returned handle.
   // REQUIRES: complete().

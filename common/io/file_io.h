@@ -19,6 +19,8 @@ namespace millrace::io {
 // The bytes read: fewer than asked only at the end of the file.
 using ReadDone = absl::AnyInvocable<void(absl::StatusOr<size_t>) &&>;
 
+using Pieces = absl::Span<const absl::Span<const char>>;
+
 class FileIo {
  public:
   virtual ~FileIo() = default;
@@ -34,6 +36,15 @@ class FileIo {
 
   // Writes all of `data` at `offset`; blocks. The errno is a payload of the status (ENOSPC, EIO).
   virtual absl::Status Write(int fd, uint64_t offset, absl::Span<const char> data) = 0;
+
+  // The same for data in several pieces, which follow each other in the file.
+  virtual absl::Status WritePieces(int fd, uint64_t offset, Pieces pieces) {
+    for (const absl::Span<const char> piece : pieces) {
+      if (absl::Status status = Write(fd, offset, piece); !status.ok()) return status;
+      offset += piece.size();
+    }
+    return absl::OkStatus();
+  }
 
   // Flushes the file's data to its device.
   virtual absl::Status Sync(int fd) = 0;

@@ -50,6 +50,9 @@ class PosixFileIo : public FileIo {
   absl::Status Write(int fd, uint64_t offset, absl::Span<const char> data) override {
     return WriteFully(fd, offset, data);
   }
+  absl::Status WritePieces(int fd, uint64_t offset, Pieces pieces) override {
+    return WritePiecesFully(fd, offset, pieces);
+  }
 
   absl::Status Sync(int fd) override { return SyncData(fd); }
 

@@ -3,8 +3,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 
+#include "absl/container/inlined_vector.h"
 #include "common/base/errno_status.h"
 
 namespace millrace::io {
@@ -61,6 +64,27 @@ absl::Status WriteFully(int fd, uint64_t offset, absl::Span<const char> data) {
     } else if (errno != EINTR) {
       return base::ErrnoStatus(errno, "pwrite");
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WritePiecesFully(int fd, uint64_t offset, Pieces pieces) {
+  absl::InlinedVector<iovec, 16> rest;
+  for (const absl::Span<const char> piece : pieces) {
+    rest.push_back({const_cast<char*>(piece.data()), piece.size()});
+  }
+  for (size_t at = 0; at < rest.size();) {
+    const int count = static_cast<int>(std::min<size_t>(rest.size() - at, IOV_MAX));
+    const ssize_t n = pwritev(fd, &rest[at], count, static_cast<off_t>(offset));
+    if (n < 0) {
+      if (errno != EINTR) return base::ErrnoStatus(errno, "pwritev");
+      continue;
+    }
+    offset += static_cast<uint64_t>(n);
+    size_t done = static_cast<size_t>(n);
+    for (; at < rest.size() && done >= rest[at].iov_len; ++at) done -= rest[at].iov_len;
+    if (done == 0) continue;
+    rest[at] = {static_cast<char*>(rest[at].iov_base) + done, rest[at].iov_len - done};
   }
   return absl::OkStatus();
 }

@@ -124,6 +124,16 @@ TEST_P(FileIoContractTest, ReadNowDoesNotWaitForADisk) {
   EXPECT_EQ(*Read(fd_.get(), 2'000'000, 1000), ContentOf("f", "1", 2'000'000, 1000));
 }
 
+TEST_P(FileIoContractTest, WritesPiecesOneBehindTheOther) {
+  const std::string content = ContentOf("f", "1", 0, 300'000);
+  // More pieces than one system call takes, an empty one among them.
+  std::vector<absl::Span<const char>> pieces = {{content.data(), 0}};
+  for (size_t at = 0; at < content.size(); at += 100) pieces.push_back({&content[at], 100});
+  ASSERT_TRUE(file_io_->WritePieces(fd_.get(), 50, pieces).ok());
+  EXPECT_EQ(*Read(fd_.get(), 50, 300'001), content);
+  EXPECT_EQ(base::ErrnoOf(file_io_->WritePieces(-1, 0, pieces)), EBADF);
+}
+
 TEST_P(FileIoContractTest, WritesSparsely) {
   const std::string data = "data";
   ASSERT_TRUE(file_io_->Write(fd_.get(), 1'000'000, data).ok());

@@ -140,6 +140,47 @@ TEST_F(TieredCacheTest, RefusesBlocksThatAreNotWhole) {
   EXPECT_EQ(put(3 * kBlockSize, 1), absl::StatusCode::kOk);
 }
 
+TEST_F(TieredCacheTest, KeepsBlocksThatLieApart) {
+  Open();
+  const FileKey key = KeyOf("f", 3 * kBlockSize + 1);
+  const std::shared_ptr<CachedFile> file = cache_->FindOrAdmit(key);
+  std::vector<std::string> parts;
+  for (uint64_t i = 0; i < 4; ++i) {
+    parts.push_back(ContentOf(key.path, key.version, i * kBlockSize,
+                              std::min(kBlockSize, key.size - i * kBlockSize)));
+  }
+  const auto piece = [&](uint64_t i) {
+    return absl::MakeConstSpan(parts[i].data(), parts[i].size());
+  };
+  // One too short, one too long, one behind the end.
+  EXPECT_EQ(file->PutBlocks(2, {piece(2).subspan(1), piece(3)}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(file->PutBlocks(3, {piece(2)}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(file->PutBlocks(3, {piece(3), piece(0)}).code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(file->PutBlocks(1, {piece(1)}).ok());
+  EXPECT_FALSE(file->HasBlock(0));
+  ASSERT_TRUE(file->PutBlocks(0, {piece(0), piece(1), piece(2), piece(3)}).ok());
+  EXPECT_TRUE(file->complete());
+  EXPECT_EQ(Stats().used_bytes, key.size);
+  EXPECT_EQ(Compare(*file), "");
+}
+
+TEST_F(TieredCacheTest, ABlockFitsWhereSeveralDoNot) {
+  options_.tiers[0].quota_bytes = 2 * kBlockSize;
+  Open();
+  const FileKey key = KeyOf("f", 2 * kBlockSize);
+  const std::shared_ptr<CachedFile> file = cache_->FindOrAdmit(key);
+  const std::shared_ptr<CachedFile> other = cache_->FindOrAdmit(KeyOf("g", kBlockSize));
+  ASSERT_NE(file, nullptr);
+  ASSERT_NE(other, nullptr);
+  ASSERT_TRUE(PutAll(*other).ok());
+  const std::string data = ContentOf(key.path, key.version, 0, key.size);
+  EXPECT_EQ(file->Put(0, absl::MakeConstSpan(data.data(), data.size())).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(file->HasBlock(0));
+  EXPECT_FALSE(file->HasBlock(1));
+}
+
 TEST_F(TieredCacheTest, KeepsAnEmptyFile) {
   Open();
   std::shared_ptr<CachedFile> file = cache_->FindOrAdmit(KeyOf("empty", 0));
