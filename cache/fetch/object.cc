@@ -392,7 +392,11 @@ void Object::Keep(Arrived arrived) {
     // What it does not take is counted there, and stays in memory here.
     file->PutBlocks(arrived.first, pieces).IgnoreError();
   }
-  absl::InlinedVector<uint64_t, 16> in_memory;
+  struct InMemory {
+    uint64_t index;
+    bool cached;
+  };
+  absl::InlinedVector<InMemory, 16> in_memory;
   {
     base::MutexLock lock(&mutex_);
     for (uint64_t i = 0; i < arrived.blocks.size(); ++i) {
@@ -401,14 +405,16 @@ void Object::Keep(Arrived arrived) {
       // cache file again (13 % of the processor time of a cold sequential read).
       const bool kept = file != nullptr && !file->evicted() && file->HasBlock(index);
       if (!kept || unread_.contains(index)) {
-        in_memory.push_back(index);
+        in_memory.push_back({index, kept});
       } else if (const auto found = blocks_.find(index);
                  found != blocks_.end() && found->second.data == arrived.blocks[i]) {
         blocks_.erase(found);
       }
     }
   }
-  for (const uint64_t index : in_memory) shared_->memory->Add(weak_from_this(), index);
+  for (const InMemory& block : in_memory) {
+    shared_->memory->Add(weak_from_this(), block.index, block.cached);
+  }
   for (std::shared_ptr<PendingRead>& fill : arrived.fills) {
     if (fill->PartDone()) FinishRead(std::move(fill));
   }
@@ -607,12 +613,13 @@ void Object::DropFromMemory(uint64_t index) {
   if (found != blocks_.end() && found->second.data != nullptr) blocks_.erase(found);
 }
 
-void MemoryCache::Add(std::weak_ptr<Object> object, uint64_t index) {
+void MemoryCache::Add(std::weak_ptr<Object> object, uint64_t index, bool cached) {
   bool full;
   {
     base::MutexLock lock(&mutex_);
-    kept_.push_back({std::move(object), index});
-    full = kept_.size() > blocks_max_;
+    (cached ? cached_ : uncached_).push_back({std::move(object), index});
+    full = cached_.size() + uncached_.size() > blocks_max_ ||
+           cached_.size() > kCachedMax / kBlockSize;
   }
   if (full) DropOldest();
 }
@@ -621,9 +628,10 @@ bool MemoryCache::DropOldest() {
   Kept oldest;
   {
     base::MutexLock lock(&mutex_);
-    if (kept_.empty()) return false;
-    oldest = std::move(kept_.front());
-    kept_.pop_front();
+    std::deque<Kept>& kept = cached_.empty() ? uncached_ : cached_;
+    if (kept.empty()) return false;
+    oldest = std::move(kept.front());
+    kept.pop_front();
   }
   if (const std::shared_ptr<Object> object = oldest.object.lock()) {
     object->DropFromMemory(oldest.index);
