@@ -1,6 +1,7 @@
 // HTTP client for bulk data: kept-alive connections, streamed bodies, AWS signatures.
 //
-// Over libcurl's easy interface (curl/curl.h is included in client.cc alone). Each call borrows an
+// Over libcurl's easy interface (curl/curl.h is included in client.cc alone), but for GETs of
+// objects over plain HTTP, which only connect through it (plain_connection.h). Each call borrows an
 // easy handle, and with it a warm connection, from a pool; the one used last is borrowed first, so
 // that few connections stay warm. HTTP/1.1 only: parallel bulk transfers want a connection each.
 //
@@ -77,7 +78,7 @@ struct Response {
 // Called once with status and headers of a 2xx answer, before the body's first byte: an error ends
 // the transfer and becomes its result.
 using HeadCheck = absl::FunctionRef<absl::Status(const Response& head)>;
-// Takes the body in order; returns false to stop. libcurl hands out pieces of 16 KiB at most.
+// Takes the body in order; returns false to stop. 
 using BodySink = absl::FunctionRef<bool(absl::string_view piece)>;
 
 struct ClientOptions {
