@@ -37,6 +37,7 @@ DATA_SETS = {
 }
 BIG_BYTES = 2 * GIB
 SMALL_FILES = 10_000
+TIER_TMPFS = "6g"
 LIMITED = {"rate": "200Mi", "delay": "10ms"}
 
 
@@ -132,10 +133,23 @@ class Bench:
                   f"&region={self.s3().region}&path-style=true")
         return Mount(self._scratch, source, environment=self.s3().environment(), **options)
 
+    def memory_directory(self):
+        """A tmpfs with huge pages where we may mount it, else the machine's."""
+        directory = self._scratch / "memory"
+        if not directory.exists():
+            directory.mkdir()
+            if machine.mount_tmpfs(directory, TIER_TMPFS):
+                self._stack.callback(detach, directory)
+            else:
+                self.say("no tmpfs with huge pages (needs root): memory is that of /dev/shm")
+        if directory.is_mount():
+            return directory
+        self._memory.mkdir(exist_ok=True)
+        return self._memory
+
     def memory_tier(self, quota):
         """A tier on tmpfs; Mount removes it."""
-        self._memory.mkdir(exist_ok=True)
-        return f"mem:{self._memory / 'tier'}:{quota}"
+        return f"mem:{self.memory_directory() / 'tier'}:{quota}"
 
     def store_limit(self, name, *arguments, endpoint=None):
         """The fastest parallel GET of the same objects, by the same way."""
@@ -160,4 +174,5 @@ def remove_leftovers():
                 continue
             for mountpoint in directory.glob("mnt-*"):
                 detach(mountpoint)
+            detach(directory / "memory")
             shutil.rmtree(directory, ignore_errors=True)
