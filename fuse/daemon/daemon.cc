@@ -75,7 +75,12 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions
   RETURN_IF_ERROR(daemon->OpenSources());
   const size_t descriptors = RaiseDescriptorLimit();
   RETURN_IF_ERROR(daemon->OpenFileIo());
-  if (custody->standby()) RETURN_IF_ERROR(custody->AwaitGo());
+  if (custody->standby()) {
+    // Refused while the old daemon can still serve on.
+    ASSIGN_OR_RETURN(const base::UniqueFd nodes, custody->NodeMemory());
+    RETURN_IF_ERROR(vfs::Ledger::CheckLayout(nodes.get()));
+    RETURN_IF_ERROR(custody->AwaitGo());
+  }
   RETURN_IF_ERROR(daemon->OpenCache(descriptors));
   return daemon;
 }
@@ -132,8 +137,8 @@ void Daemon::Stop() {
 absl::Status Daemon::OpenSources() {
   std::vector<std::string> labels;
   for (const std::string& text : options_.sources) {
-    ASSIGN_OR_RETURN(store::OpenedSource source, custody_->take_over() ? store::ReopenSource(text)
-                                                                       : store::OpenSource(text));
+    ASSIGN_OR_RETURN(store::OpenedSource source,
+                     custody_->take_over() ? store::ReopenSource(text) : store::OpenSource(text));
     labels.push_back(DatasetLabel(source.source));
     // The first word to the store decides whether there is a mount: no retries, so that a wrong
     // name is told at once. Where there is one already, the store may be away: cached files are

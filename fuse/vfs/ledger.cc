@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 
@@ -30,6 +31,11 @@ enum SlotState : uint32_t { kFree = 0, kCached = 1, kPassthrough = 2, kBacking =
 absl::Status Damaged(absl::string_view what, uint64_t at) {
   return absl::DataLossError(
       absl::StrCat("the saved state of the mount is damaged: ", what, " at ", at));
+}
+
+absl::Status OtherLayout(uint32_t layout) {
+  return absl::FailedPreconditionError(absl::StrCat("the saved state of the mount has layout ",
+                                                    layout, ", this version reads ", kLayout));
 }
 
 }  // namespace
@@ -114,6 +120,18 @@ absl::StatusOr<std::unique_ptr<Ledger>> Ledger::Open(base::UniqueFd memfd, const
   return ledger;
 }
 
+absl::Status Ledger::CheckLayout(int memfd) {
+  uint64_t magic = 0;
+  uint32_t layout = 0;
+  if (pread(memfd, &magic, sizeof(magic), offsetof(Header, magic)) != sizeof(magic) ||
+      pread(memfd, &layout, sizeof(layout), offsetof(Header, layout)) != sizeof(layout) ||
+      magic == 0) {
+    return absl::OkStatus();  // Nobody has begun it.
+  }
+  if (magic != kMagic) return Damaged("no header", 0);
+  return layout == kLayout ? absl::OkStatus() : OtherLayout(layout);
+}
+
 Ledger::~Ledger() { munmap(memory_, size_); }
 
 void Ledger::Begin(uint32_t slots) {
@@ -131,10 +149,7 @@ void Ledger::Begin(uint32_t slots) {
 absl::Status Ledger::CheckHeader() const {
   const Header& from = *header();
   if (from.magic.load(std::memory_order_acquire) != kMagic) return Damaged("no header", 0);
-  if (from.layout != kLayout) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the saved state of the mount has layout ", from.layout, ", this version reads ", kLayout));
-  }
+  if (from.layout != kLayout) return OtherLayout(from.layout);
   if (from.bytes != size_) return Damaged("another size", size_);
   if (from.slots_max > (size_ - kHeaderBytes) / kUnit ||
       from.slots_max > std::numeric_limits<Slot>::max() / 2) {

@@ -59,6 +59,8 @@ class Ledger {
   // FailedPrecondition for a layout of another version, DataLoss for what is damaged.
   static absl::StatusOr<std::unique_ptr<Ledger>> Open(base::UniqueFd memfd);
   static absl::StatusOr<std::unique_ptr<Ledger>> Open(base::UniqueFd memfd, const Size& size);
+  // Whether Open will know the layout of a file that its writer still uses. Changes nothing.
+  static absl::Status CheckLayout(int memfd);
   ~Ledger();
   Ledger(const Ledger&) = delete;
   Ledger& operator=(const Ledger&) = delete;

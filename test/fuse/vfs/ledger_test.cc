@@ -210,6 +210,7 @@ TEST(LedgerTest, AnotherLayoutIsRefusedAndLeftAsItIs) {
   const auto opened = other.TryOpen();
   EXPECT_EQ(opened.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(opened.status().message()), ::testing::HasSubstr("layout 2"));
+  EXPECT_EQ(Ledger::CheckLayout(other.fd()).message(), opened.status().message());
   EXPECT_EQ(other.Bytes(), bytes);
 }
 
