@@ -350,6 +350,7 @@ void FuseMount::Init(fuse_conn_info* connection) {
                           fuse_set_feature_flag(connection, FUSE_CAP_PASSTHROUGH);
   // Without it a shared mapping of a file that is read directly would be refused.
   features_.direct = fuse_set_feature_flag(connection, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
+  features_.uring = options_.uring && fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
   if (features_.passthrough) connection->max_backing_stack_depth = options_.backing_stack_depth;
   vfs_ = make_vfs_(features_.passthrough ? from_.backing : nullptr, features_);
   vfs_->tree().SetInvalidator(this);

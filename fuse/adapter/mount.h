@@ -41,7 +41,8 @@ struct MountOptions {
   // How long the kernel may believe that a name does not exist. Names that exist are believed
   // until the tree says otherwise.
   absl::Duration negative_timeout = absl::Seconds(60);
-  // Requests come through io_uring, where the kernel allows it. They do not outlive this process.
+  // Requests come through io_uring, where the kernel allows it. They die with this process, and
+  // Detach cannot keep new ones from it: whoever asks for this must end the connection afterwards.
   bool uring = false;
 };
 
