@@ -103,7 +103,9 @@ absl::Status Daemon::Serve() {
                        [this](const base::Json& request, control::ResponseStream& stream) {
                          return Handle(request, stream);
                        }));
-  RETURN_IF_ERROR(custody_->Serving());
+  // A keeper that dies in this moment does not take the mount with it.
+  const absl::Status told = custody_->Serving();
+  if (!told.ok() && !absl::IsUnavailable(told)) return told;
   {
     base::MutexLock lock(&stop_mutex_);
     serving_ = true;

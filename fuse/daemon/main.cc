@@ -99,9 +99,12 @@ int Run(const std::vector<std::string>& arguments) {
   keeper::Custody& custody = **connected;
   // A user may look into a daemon of his own, and a keeper of his reads which program it runs.
   if (custody.has_other_user()) HideMemory();
-  const auto fail = [&](const absl::Status& status) {
+  // Without the destructors: threads may wait for answers that do not come any more.
+  const auto fail = [&](const absl::Status& status) -> int {
     custody.Refused(base::ErrorText(status));
-    return ready.Failed(status);
+    const int exit_code = ready.Failed(status);
+    std::fflush(nullptr);
+    _exit(exit_code);
   };
 
   StopSignals& stop = *new StopSignals(signals);  // As long as its thread: for ever.

@@ -22,6 +22,10 @@ constexpr size_t kDescriptorsMax = kSessionDescriptors + 1;
 
 bool IsKnown(FrameType type) { return type >= FrameType::kHello && type <= FrameType::kBacking; }
 
+absl::Status Gone() {
+  return absl::UnavailableError("the other side of the custody socket is gone");
+}
+
 void TakeControlMessages(msghdr* header, Message* message) {
   for (cmsghdr* each = CMSG_FIRSTHDR(header); each != nullptr; each = CMSG_NXTHDR(header, each)) {
     if (each->cmsg_level != SOL_SOCKET) continue;
@@ -85,7 +89,7 @@ absl::Status SendFrame(int socket, const Frame& frame, absl::Span<const int> des
   while (sendmsg(socket, &header, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT)) < 0) {
     if (errno == EINTR) continue;
     if (errno == EPIPE || errno == ECONNRESET) {
-      return absl::UnavailableError("the other side of the custody socket is gone");
+      return Gone();
     }
     if (errno == EAGAIN) {
       return absl::ResourceExhaustedError("the other side of the custody socket does not read");
@@ -100,8 +104,8 @@ absl::StatusOr<std::optional<Message>> ReceiveFrame(int socket, bool wait) {
   // One byte more than a frame: a longer one is seen as such.
   char bytes[sizeof(Frame) + 1];
   iovec piece = {bytes, sizeof(bytes)};
-  alignas(
-      cmsghdr) char space[CMSG_SPACE(kDescriptorsMax * sizeof(int)) + CMSG_SPACE(sizeof(ucred))];
+  alignas(cmsghdr) char
+      space[CMSG_SPACE(kDescriptorsMax * sizeof(int)) + CMSG_SPACE(sizeof(ucred))] = {};
   msghdr header = {};
   header.msg_iov = &piece;
   header.msg_iovlen = 1;
@@ -111,11 +115,13 @@ absl::StatusOr<std::optional<Message>> ReceiveFrame(int socket, bool wait) {
   while ((size = recvmsg(socket, &header, MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT))) < 0) {
     if (errno == EINTR) continue;
     if (errno == EAGAIN) return std::optional<Message>();
-    if (errno == ECONNRESET) break;
+    // It died with something of ours unread. Nothing was received: not even what the control
+    // messages' space seems to hold.
+    if (errno == ECONNRESET) return Gone();
     return base::ErrnoStatus(errno, "recvmsg");
   }
   TakeControlMessages(&header, &message);
-  if (size <= 0) return absl::UnavailableError("the other side of the custody socket is gone");
+  if (size == 0) return Gone();
   if (size != sizeof(Frame) || (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("a frame of ", size, " bytes"));
   }

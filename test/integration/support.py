@@ -249,9 +249,12 @@ def process_state(pid):
     """The state letter of /proc/PID/stat, or None when the process is gone (or a zombie)."""
     try:
         state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        # A zombie with other threads is not yet dead: they hold its files and locks.
+        if state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1:
+            return None
     except OSError:
         return None
-    return None if state in "ZX" else state
+    return state
 
 
 class Mount:

@@ -116,6 +116,21 @@ TEST_F(FrameTest, TheEndAndAPeerThatDoesNotReadAreTold) {
   EXPECT_TRUE(absl::IsUnavailable(Received()));
 }
 
+TEST_F(FrameTest, APeerThatDiedWithAFrameUnreadTakesNothingWithIt) {
+  const base::UniqueFd file = SomeFile();
+  Frame frame;
+  frame.type = FrameType::kBackingOpen;
+  ASSERT_TRUE(SendFrame(theirs_.get(), frame, {file.get()}, false).ok());
+  const absl::StatusOr<std::optional<Message>> kept = ReceiveFrame(ours_.get(), false);
+  ASSERT_TRUE(kept.ok() && kept->has_value());
+  const int fd = (*kept)->descriptors[0].get();
+  ASSERT_TRUE(SendFrame(ours_.get(), Frame(), {}, false).ok());
+  theirs_.Reset();
+  // ECONNRESET: what the stack still holds of the frame before is no descriptor of this one.
+  EXPECT_TRUE(absl::IsUnavailable(Received()));
+  EXPECT_GE(fcntl(fd, F_GETFD), 0);
+}
+
 // ---- The daemon's end ----
 
 class CustodyTest : public ::testing::Test, public CustodyEvents {
