@@ -25,6 +25,7 @@ constexpr Generator kGenerators[] = {
     {"stat", "stat every file of a directory", RunStat},
     {"list", "list one directory: time to the first entry, and to the last", RunList},
     {"make", "generate a training set: many small files and a big one", RunMake},
+    {"soak", "read in every way at once, compare every byte, find errors and pauses", RunSoak},
     {"drop", "drop a directory's files from the page cache of its own file system", RunDrop},
 };
 

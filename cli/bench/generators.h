@@ -16,6 +16,7 @@ absl::Status RunRead(const std::vector<std::string>& arguments);
 absl::Status RunStat(const std::vector<std::string>& arguments);
 absl::Status RunList(const std::vector<std::string>& arguments);
 absl::Status RunMake(const std::vector<std::string>& arguments);
+absl::Status RunSoak(const std::vector<std::string>& arguments);
 absl::Status RunDrop(const std::vector<std::string>& arguments);
 
 }  // namespace millrace::bench
