@@ -23,10 +23,23 @@ File::File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* bac
 
 File::~File() {
   base::MutexLock lock(&mutex_);
+  Unregister();
+}
+
+bool File::GiveBack() {
+  base::MutexLock lock(&mutex_);
+  if (opens_cached_ + opens_passthrough_ > 0) return false;
+  Unregister();
+  return true;
+}
+
+void File::Unregister() {
   // A successor goes on with the id of one that was handed over.
   if (backing_id_ == 0 || (ledger_ != nullptr && ledger_->detached())) return;
   if (backing_slot_ != 0) ledger_->RemoveBacking(backing_slot_);
   backing_->Close(ref_.id, backing_id_);
+  backing_id_ = 0;
+  backing_slot_ = 0;
 }
 
 void File::Register() {
@@ -106,52 +119,60 @@ std::shared_ptr<File> FileTable::Find(NodeId node) {
 
 std::shared_ptr<File> FileTable::Insert(NodeId node, std::shared_ptr<File> file) {
   Shard& shard = ShardOf(node);
-  std::vector<std::shared_ptr<File>> dropped;  // Destroyed without the lock.
-  base::MutexLock lock(&shard.mutex);
-  const auto [at, inserted] = shard.files.try_emplace(node);
-  if (!inserted) return at->second.file;
-  shard.uses.push_front(node);
-  at->second = {file, shard.uses.begin()};
-  // Open files are passed over; a few steps per insertion keep the table at its bound.
-  auto oldest = shard.uses.end();
-  for (int step = 0; step < 4 && shard.files.size() > idle_max_ / kShards; ++step) {
-    --oldest;
-    if (*oldest == node) break;
-    const auto slot = shard.files.find(*oldest);
-    if (slot->second.file->IsOpen()) continue;
-    dropped.push_back(std::move(slot->second.file));
-    shard.files.erase(slot);
-    oldest = shard.uses.erase(oldest);
+  std::vector<std::pair<NodeId, std::shared_ptr<File>>> unused;
+  {
+    base::MutexLock lock(&shard.mutex);
+    const auto [at, inserted] = shard.files.try_emplace(node);
+    if (!inserted) return at->second.file;
+    shard.uses.push_front(node);
+    at->second = {file, shard.uses.begin()};
+    // Open files are passed over; a few steps per insertion keep the table at its bound.
+    auto oldest = shard.uses.end();
+    const size_t room = idle_max_ / kShards;
+    for (size_t step = 0; step < 4 && shard.files.size() > room + unused.size(); ++step) {
+      --oldest;
+      if (*oldest == node) break;
+      const std::shared_ptr<File>& candidate = shard.files.find(*oldest)->second.file;
+      if (!candidate->IsOpen()) unused.emplace_back(*oldest, candidate);
+    }
   }
+  for (const auto& [id, candidate] : unused) Retire(id, candidate);
   return file;
 }
 
 void FileTable::Drop(NodeId node) {
-  std::shared_ptr<File> dropped;
-  Shard& shard = ShardOf(node);
-  base::MutexLock lock(&shard.mutex);
-  const auto found = shard.files.find(node);
-  if (found == shard.files.end() || found->second.file->IsOpen()) return;
-  dropped = std::move(found->second.file);
-  shard.uses.erase(found->second.use);
-  shard.files.erase(found);
+  if (const std::shared_ptr<File> file = Find(node); file != nullptr) Retire(node, file);
 }
 
 void FileTable::DropIf(absl::FunctionRef<bool(const File&)> match) {
   for (Shard& shard : shards_) {
-    std::vector<std::shared_ptr<File>> dropped;
-    base::MutexLock lock(&shard.mutex);
-    for (auto use = shard.uses.begin(); use != shard.uses.end();) {
-      const auto slot = shard.files.find(*use);
-      if (slot->second.file->IsOpen() || !match(*slot->second.file)) {
-        ++use;
-        continue;
+    std::vector<std::pair<NodeId, std::shared_ptr<File>>> unused;
+    {
+      base::MutexLock lock(&shard.mutex);
+      for (const auto& [node, slot] : shard.files) {
+        if (!slot.file->IsOpen() && match(*slot.file)) unused.emplace_back(node, slot.file);
       }
-      dropped.push_back(std::move(slot->second.file));
-      shard.files.erase(slot);
-      use = shard.uses.erase(use);
     }
+    for (const auto& [node, file] : unused) Retire(node, file);
   }
+}
+
+// The id is given back, which is I/O and so needs the lock to be free, while the file is still the
+// one that everybody finds; who opens it meanwhile registers anew, through the same file. It goes
+// when it has no id and the table has the last reference but the caller's: the next one to ask
+// makes another.
+void FileTable::Retire(NodeId node, const std::shared_ptr<File>& file) {
+  constexpr long kTableAndCaller = 2;
+  if (!file->GiveBack()) return;
+  Shard& shard = ShardOf(node);
+  base::MutexLock lock(&shard.mutex);
+  const auto found = shard.files.find(node);
+  if (found == shard.files.end() || found->second.file != file ||
+      file.use_count() > kTableAndCaller || file->IsOpen() || file->backing_id() != 0) {
+    return;
+  }
+  shard.uses.erase(found->second.use);
+  shard.files.erase(found);
 }
 
 }  // namespace millrace::vfs

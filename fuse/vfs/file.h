@@ -69,6 +69,8 @@ class File {
   // The opposite of Open. True when no open is left.
   bool Close(OpenMode mode, uint64_t handle);
   bool IsOpen() const;
+  // Gives the backing id back. False, and nothing happens, while an open lasts.
+  bool GiveBack();
 
   // What to fetch ahead, by handle; 0 stands for all readers of a mount without OPEN.
   absl::InlinedVector<Range, 4> OnRead(uint64_t handle, uint64_t offset, uint64_t size,
@@ -84,6 +86,7 @@ class File {
  private:
   // Registers the cached file, if there is a complete one.
   void Register() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Unregister() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const FileRef ref_;
   const std::shared_ptr<fetch::Object> object_;
@@ -100,7 +103,9 @@ class File {
   absl::flat_hash_map<uint64_t, ReadPattern> patterns_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Keeps every open file, and up to `idle_max` others, least recently used out first.
+// Keeps every open file, and up to `idle_max` others, least recently used out first. A node has one
+// File at a time as long as anybody uses it: of two, each would register and give back the backing
+// id of the other.
 // Thread-safe.
 class FileTable {
  public:
@@ -126,6 +131,8 @@ class FileTable {
     absl::flat_hash_map<NodeId, Slot> files ABSL_GUARDED_BY(mutex);
     std::list<NodeId> uses ABSL_GUARDED_BY(mutex);  // Most recent first.
   };
+  // Lets go of a file that nobody uses, in an order in which its node never has two.
+  void Retire(NodeId node, const std::shared_ptr<File>& file);
   Shard& ShardOf(NodeId node) { return shards_[(node ^ node >> 32) % kShards]; }
 
   const size_t idle_max_;

@@ -78,9 +78,11 @@ void Vfs::Restore() {
       state.backing_id = 0;
     }
     if (!ref.ok()) continue;
-    const std::shared_ptr<File> file = FileOf(*ref, state);
+    const auto unused = [&](File& file) {
+      return state.backing_id != 0 && !file.IsOpen() && !file.KnownComplete();
+    };
     // The cache may have dropped it meanwhile: its space is given back.
-    if (state.backing_id != 0 && !file->IsOpen() && !file->KnownComplete()) files_.Drop(node);
+    if (unused(*FileOf(*ref, state))) files_.Drop(node);
   }
 }
 
