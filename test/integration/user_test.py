@@ -187,7 +187,7 @@ class S3Test(UserTestCase, support.S3TestCase):
         self.assertIn(f"because of the file {secret}", mounted.status()["runs_as"])
         self.assert_reads_right(mounted)
 
-    def test_a_closed_way_to_the_cache_is_gone(self):
+    def test_a_closed_way_to_the_cache_is_open(self):
         closed = self.make_directory("closed")
         closed.chmod(0o700)
         mounted = self.mount_bucket(f"--tier=ssd:{closed}/cache:1Gi")
