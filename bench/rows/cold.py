@@ -3,7 +3,7 @@
 import contextlib
 
 from lib import machine, processes
-from lib.bench import BIG_BYTES, GIB, LARGE, LIMITED, MANY, SMALL_FILES
+from lib.bench import BIG_BYTES, GIB, LARGE, LIMITED, MANY, SHARED_MEMORY, SMALL_FILES
 from lib.programs import CommandFailed, generate
 from lib.results import Row, at_most, ratio
 
@@ -55,7 +55,10 @@ def cold_runs(bench, name, read, limit, limited, tier):
         for _ in range(bench.runs):
             limits.append(limit(endpoint=endpoint))
             drop_caches()
-            machine.back_memory(bench.memory_directory(), FRESH_BYTES)
+            # Pages of the size that the run will use.
+            in_memory = tier.startswith("mem:")
+            machine.back_memory(bench.memory_directory() if in_memory else SHARED_MEMORY,
+                                FRESH_BYTES)
             with bench.mount_bucket(name, endpoint, tiers=[tier]) as mount:
                 speed, seconds = read(mount)
             speeds.append(speed)
