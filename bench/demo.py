@@ -2,17 +2,20 @@
 """The demo: a generated training set appears as files, streams in, and is then read like a disk.
 
 Makes a training set on the disk, mounts it from the default store (a directory tree) or, with
---s3, from a real S3 server on loopback, reads one cold and three warm epochs, does the same on the
-disk itself, compares every byte, and unmounts. Leaves nothing, also when it fails or is stopped.
+--s3, from a real S3 server on loopback, reads one cold and three warm epochs, one more in whose
+middle it kills the daemon, does the same on the disk itself, compares every byte, and unmounts.
+Leaves nothing, also when it fails or is stopped.
 """
 
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +25,7 @@ from lib.mount import Mount
 from lib.programs import BUILD, MILLRACE, REPOSITORY, CommandFailed, generate
 
 sys.path.insert(0, str(REPOSITORY / "test" / "support"))
+import takeover  # noqa: E402  (its folder is on the path only now)
 
 FILES = 2000
 BIG = "160Mi"  # Less than the small files: most bytes decide the profile.
@@ -95,6 +99,33 @@ def measure(directory, epochs, store_bytes):
     return {"small": small, "big": big, "hit_rate": hit_rate}
 
 
+def bytes_read(pid):
+    """What a process has read so far, by whatever way."""
+    for line in pathlib.Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith("rchar:"):
+            return int(line.split()[1])
+    return 0
+
+
+def epoch_with_a_kill(mount, data):
+    """One warm epoch of the small files; when half of their bytes are read, the daemon is killed.
+
+    The pages of the mount are dropped first: the kernel alone must not be able to go on."""
+    generate("drop", mount.path)
+    total = sum(path.stat().st_size for path in (data / "small").rglob("*") if path.is_file())
+    reader = subprocess.Popen(
+        [MILLRACE, "bench", "epoch", mount.path / "small", "--threads", str(THREADS), "--json"],
+        stdout=subprocess.PIPE, text=True)
+    with reader:
+        takeover.wait_for(lambda: reader.poll() is not None or bytes_read(reader.pid) > total / 2,
+                          "the middle of the epoch", interval=0.001)
+        takeover.kill_daemon(mount.path)
+        epoch = json.loads(reader.stdout.read())["epochs"][0]
+    return {"files_per_second": epoch["files_per_second"],
+            "bytes_per_second": epoch["bytes_per_second"],
+            "errors": epoch["errors"], "pause_ms": epoch["max_us"] / 1000}
+
+
 def measure_native(directory):
     """The same on the disk; cold means that its pages were dropped from the page cache."""
     os.sync()
@@ -139,7 +170,7 @@ def row(label, mounted, native, hit_rate=None):
     return f"  {label:<30}{side(mounted)}  {side(native)}  {ratio:>6.2f}  {hits}"
 
 
-def print_table(store, cold, warm, native_cold, native_warm):
+def print_table(store, cold, warm, killed, native_cold, native_warm):
     print(f"\n  {'from ' + store:<30}{'Millrace':>18}  {'native disk':>18}  {'':>6}  {'from':>8}")
     print(f"  {'':<30}{'files/s':>9} {'MiB/s':>8}  {'files/s':>9} {'MiB/s':>8}  {'ratio':>6}  "
           f"{'cache':>8}")
@@ -147,6 +178,8 @@ def print_table(store, cold, warm, native_cold, native_warm):
     print(row(f"epoch 1, {FILES:,} files", cold["small"], native_cold["small"], cold["hit_rate"]))
     print(row(f"epochs 2-{WARM_EPOCHS + 1}", warm["small"], native_warm["small"],
               warm["hit_rate"]))
+    print(row(f"epoch {WARM_EPOCHS + 2}, the daemon killed", killed, native_warm["small"]).rstrip() +
+          f"  {killed['errors']} errors, pause {killed['pause_ms']:.0f} ms")
     print(row(f"big file ({BIG}), first read", cold["big"], native_cold["big"]))
     print(row("big file, second read", warm["big"], native_warm["big"]))
     print()
@@ -211,12 +244,16 @@ def demo(directory, with_s3):
             with step(f"epochs 2-{WARM_EPOCHS + 1}: everything is in the cache"):
                 read_epochs(mount.path, 1)
                 warm = measure(mount.path, WARM_EPOCHS, store_bytes)
+            with step(f"epoch {WARM_EPOCHS + 2}: kill -9 of the daemon in its middle"):
+                killed = epoch_with_a_kill(mount, data)
             with step("the same on the disk itself"):
                 native_cold, native_warm = measure_native(data)
             digest = compare_trees(data, mount.path)
             with step("unmounting"):
                 mount.unmount()
-    print_table(store, cold, warm, native_cold, native_warm)
+    print_table(store, cold, warm, killed, native_cold, native_warm)
+    if killed["errors"]:
+        raise CommandFailed(f"{killed['errors']} files could not be read after the kill")
     print(f"  Every byte is right: SHA-256 of the tree {digest[:16]}… on both sides.")
 
 
