@@ -29,12 +29,14 @@ def parse_arguments():
     parser.add_argument("--list", action="store_true", help="list the rows")
     parser.add_argument("-n", "--runs", type=int, default=3, help="runs of each figure (3)")
     parser.add_argument("--seconds", type=int, default=2, help="of one timed measurement (2)")
+    parser.add_argument("--takeovers", type=int, default=200, metavar="N",
+                        help="in the search for leaks, half a second each (200)")
     parser.add_argument("--quick", action="store_true",
                         help="one run of one second: shows that it works, not how fast")
     parser.add_argument("--no-write", action="store_true", help="write no file to bench/results")
     arguments = parser.parse_args()
-    if arguments.runs < 1 or arguments.seconds < 1:
-        parser.error("--runs and --seconds must be at least 1")
+    if min(arguments.runs, arguments.seconds, arguments.takeovers) < 1:
+        parser.error("--runs, --seconds and --takeovers must be at least 1")
     if arguments.quick:
         arguments.runs = arguments.seconds = 1
     return arguments
@@ -85,7 +87,7 @@ def main():
     identity = machine.identity(WORK)
     if identity["load_at_start"] > BUSY_LOAD:
         say(f"this machine is busy (load {identity['load_at_start']}): expect noise")
-    with Bench(arguments.runs, arguments.seconds, say) as bench:
+    with Bench(arguments.runs, arguments.seconds, arguments.takeovers, say) as bench:
         measured = [(row, measure(bench, row)) for row in rows]
     print("\n" + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in identity.items()))
     print(f"medians of {arguments.runs} runs, ratios of their pairs, commit {results.commit()}\n")

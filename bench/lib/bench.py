@@ -32,6 +32,8 @@ DATA_SETS = {
     LARGE: (["--files", "0", "--big", "2Gi"], 2.0 * GIB),
     "objects": (["--files", "64", "--size-min", "32Mi", "--size-max", "32Mi", "--directories", "1",
                  "--big", "0"], 2.0 * GIB),
+    "mixed": (["--files", "2000", "--size-min", "4Ki", "--size-max", "200Ki", "--directories", "20",
+               "--big", "256Mi"], 0.5 * GIB),
     "wide": (["--files", "200000", "--size-min", "1", "--size-max", "1", "--directories", "1",
               "--big", "0"], 1.0 * GIB),
 }
@@ -44,9 +46,10 @@ LIMITED = {"rate": "200Mi", "delay": "10ms"}
 class Bench:
     """A context manager: one per run of the benchmark."""
 
-    def __init__(self, runs, seconds, say):
+    def __init__(self, runs, seconds, takeovers, say):
         self.runs = runs
         self.seconds = seconds  # Of one timed measurement.
+        self.takeovers = takeovers  # In the search for leaks.
         self.say = say
         self._stack = contextlib.ExitStack()
         self._scratch = WORK / f"run-{os.getpid()}"
