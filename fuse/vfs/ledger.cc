@@ -161,6 +161,13 @@ absl::Status Ledger::CheckHeader() const {
   if (from.units_end.load(std::memory_order_acquire) > units_max()) {
     return Damaged("records end", from.units_end.load(std::memory_order_relaxed));
   }
+  // Who writes anything has counted itself before.
+  const uint32_t generation = from.generation.load(std::memory_order_relaxed);
+  const bool used = from.slots_end.load(std::memory_order_relaxed) > 0 ||
+                    from.units_end.load(std::memory_order_relaxed) > 0;
+  if ((generation == 0 && used) || generation == std::numeric_limits<uint32_t>::max()) {
+    return Damaged("generation", generation);
+  }
   if (from.profile.load(std::memory_order_relaxed) > static_cast<uint32_t>(Profile::kAuto)) {
     return Damaged("no such profile", from.profile.load(std::memory_order_relaxed));
   }

@@ -232,6 +232,8 @@ TEST(LedgerTest, DamageIsAnError) {
   EXPECT_TRUE(absl::IsDataLoss(damaged(0, "x")));                        // No magic.
   EXPECT_TRUE(absl::IsDataLoss(damaged(12, "\xff\xff\xff\x7f")));        // More slots than fit.
   EXPECT_TRUE(absl::IsDataLoss(damaged(16, "\x01")));                    // Another size.
+  EXPECT_TRUE(absl::IsDataLoss(damaged(24, std::string(1, '\0'))));      // Nobody wrote it.
+  EXPECT_TRUE(absl::IsDataLoss(damaged(24, "\xff\xff\xff\xff")));        // Everybody did.
   EXPECT_TRUE(absl::IsDataLoss(damaged(28, "\x09")));                    // No such profile.
   EXPECT_TRUE(absl::IsDataLoss(damaged(32, "\xff\xff")));                // Slots end.
   EXPECT_TRUE(absl::IsDataLoss(damaged(40, "\xff\xff\xff\xff")));        // Records end.
