@@ -22,10 +22,10 @@ import takeover
 from support import MIB, errno_of
 
 FULL = os.environ.get("MILLRACE_CHAOS") == "full"
-SEEDS = [1, 2, 3, 4]
-KILLS = 50 if FULL else 6  # For each seed.
-UPGRADES = 50 if FULL else 5
-ADOPTIONS = 20 if FULL else 3
+SEEDS = [1, 2, 3]
+KILLS = 50 if FULL else 5  # For each seed.
+UPGRADES = 50 if FULL else 4
+ADOPTIONS = 20 if FULL else 2
 TAKEOVERS_OF_LEAK = 1000 if FULL else 50
 KILL_AFTER_S_MAX = 0.6  # After the first answer of a daemon.
 WITHOUT_WALK = ("buffered", "direct", "mapped", "held", "fresh")
@@ -389,9 +389,6 @@ class CrashLoopTest(support.MountTestCase):
         with support.open_fd(mounted / "file") as fd:
             for _ in range(5):
                 takeover.kill_daemon(mounted.path)
-                # A zombie is none that the next kill should meet.
-                support.wait_until(lambda: not all(map(takeover.gone, takeover.pids(
-                    takeover.DAEMON, mounted.path))) or self.given_up(mounted), "the next one")
             support.wait_until(lambda: self.given_up(mounted), "EIO")
             self.assertEqual(errno_of(support.read_all, mounted / "file"), "EIO")
             self.assertEqual(errno_of(os.stat, mounted / "no such name"), "EIO")

@@ -137,8 +137,18 @@ def wait_for(condition, what, timeout=PATIENCE_S, interval=POLL_INTERVAL_S):
     return value
 
 
+def start_time(pid):
+    """In ticks since boot; 0 for a process that is gone."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
 def daemon_pid(mountpoint):
-    return wait_for(lambda: pids(DAEMON, mountpoint), f"a daemon of {mountpoint}")[0]
+    """The newest one: after an upgrade the old one may still be about to end."""
+    found = wait_for(lambda: pids(DAEMON, mountpoint), f"a daemon of {mountpoint}")
+    return max(found, key=start_time)
 
 
 def keeper_pid(mountpoint):
@@ -156,10 +166,13 @@ def send(number, pid):
 
 
 def kill_daemon(mountpoint):
-    """SIGKILL to the daemon of this moment; returns when that was."""
+    """SIGKILL to the daemon of this moment; returns when that was, once the process is gone."""
     while True:
-        moment = send(signal.SIGKILL, daemon_pid(mountpoint))
+        pid = daemon_pid(mountpoint)
+        moment = send(signal.SIGKILL, pid)
         if moment is not None:
+            # Or a second kill would meet the same one.
+            wait_for(lambda: gone(pid), f"the end of daemon {pid}")
             return moment
 
 
