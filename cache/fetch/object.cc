@@ -618,8 +618,8 @@ void MemoryCache::Add(std::weak_ptr<Object> object, uint64_t index, bool cached)
   {
     base::MutexLock lock(&mutex_);
     (cached ? cached_ : uncached_).push_back({std::move(object), index});
-    full = cached_.size() + uncached_.size() > blocks_max_ ||
-           cached_.size() > kCachedMax / kBlockSize;
+    full =
+        cached_.size() + uncached_.size() > blocks_max_ || cached_.size() > kCachedMax / kBlockSize;
   }
   if (full) DropOldest();
 }

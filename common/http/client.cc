@@ -456,9 +456,9 @@ Transfer::Ended Transfer::Exchange(PlainConnection* connection, absl::string_vie
   const Ended ended = ReceiveHead(connection, &body);
   if (ended != Ended::kDone || !stopped_.ok()) return ended;
   const std::optional<uint64_t> length = response_->ContentLength();
-  const auto lengths = std::count_if(
-      response_->headers.begin(), response_->headers.end(),
-      [](const Header& header) { return header.name == "content-length"; });
+  const auto lengths =
+      std::count_if(response_->headers.begin(), response_->headers.end(),
+                    [](const Header& header) { return header.name == "content-length"; });
   // Chunks, bodies that end with the connection, answers before the answer: libcurl knows them all.
   if (!length.has_value() || lengths != 1 || response_->status < 200 || response_->status == 204 ||
       response_->status == 304 || response_->Find("transfer-encoding").has_value()) {
@@ -475,8 +475,7 @@ Transfer::Ended Transfer::ReceiveHead(PlainConnection* connection, absl::string_
   size_t end = absl::string_view::npos;
   while (end == absl::string_view::npos) {
     absl::string_view piece;
-    const PlainConnection::Outcome got =
-        connection->Receive(PlainConnection::kBufferBytes, &piece);
+    const PlainConnection::Outcome got = connection->Receive(PlainConnection::kBufferBytes, &piece);
     if (got == PlainConnection::Outcome::kNothingYet) {
       if (!MayGoOn(0)) return Ended::kDone;
       continue;
@@ -541,9 +540,9 @@ bool Transfer::ReceiveBody(PlainConnection* connection, absl::string_view begun,
 bool Transfer::MayGoOn(uint64_t received) {
   if (!CheckProgress(received)) return false;
   if (Now() < give_up_) return true;
-  return Stop(absl::DeadlineExceededError(
-      absl::StrCat("not finished by ", HostOf(request_.url), " within ",
-                   absl::FormatDuration(request_.timeout))));
+  return Stop(
+      absl::DeadlineExceededError(absl::StrCat("not finished by ", HostOf(request_.url), " within ",
+                                               absl::FormatDuration(request_.timeout))));
 }
 
 void Transfer::ForgetAnswer() {

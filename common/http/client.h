@@ -78,7 +78,7 @@ struct Response {
 // Called once with status and headers of a 2xx answer, before the body's first byte: an error ends
 // the transfer and becomes its result.
 using HeadCheck = absl::FunctionRef<absl::Status(const Response& head)>;
-// Takes the body in order; returns false to stop. 
+// Takes the body in order; returns false to stop.
 using BodySink = absl::FunctionRef<bool(absl::string_view piece)>;
 
 struct ClientOptions {

@@ -73,10 +73,9 @@ std::vector<Header> Signer::Sign(const AwsSigV4& sign, absl::string_view host,
   const std::string to_sign =
       absl::StrCat("AWS4-HMAC-SHA256\n", timestamp_, "\n", scope_, "\n", HexHash(canonical));
   added.push_back(
-      {"Authorization",
-       absl::StrCat("AWS4-HMAC-SHA256 Credential=", sign.access_key_id, "/", scope_,
-                    ", SignedHeaders=", names,
-                    ", Signature=", absl::BytesToHexString(Hmac(derived_key_, to_sign)))});
+      {"Authorization", absl::StrCat("AWS4-HMAC-SHA256 Credential=", sign.access_key_id, "/",
+                                     scope_, ", SignedHeaders=", names, ", Signature=",
+                                     absl::BytesToHexString(Hmac(derived_key_, to_sign)))});
   return added;
 }
 

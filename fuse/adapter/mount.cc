@@ -758,9 +758,9 @@ FuseMount::~FuseMount() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(
-    const MountOptions& options, Session session, MakeVfs make_vfs,
-    absl::AnyInvocable<Capacity()> capacity) {
+absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(const MountOptions& options, Session session,
+                                                     MakeVfs make_vfs,
+                                                     absl::AnyInvocable<Capacity()> capacity) {
   auto mount = std::make_unique<FuseMount>(options, std::move(session), std::move(make_vfs),
                                            std::move(capacity));
   if (absl::Status status = mount->Start(); !status.ok()) return status;

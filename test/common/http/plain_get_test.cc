@@ -45,8 +45,7 @@ class PlainGetTest : public ::testing::Test {
     std::string bytes;   // Streamed.
     std::string answer;  // Of another status than 2xx.
   };
-  Got Get(const std::atomic<bool>* cancelled = nullptr,
-          absl::Duration stall = absl::Seconds(10)) {
+  Got Get(const std::atomic<bool>* cancelled = nullptr, absl::Duration stall = absl::Seconds(10)) {
     Request request;
     request.url = absl::StrCat("http://127.0.0.1:", server_->port(), "/b/a%20b");
     request.headers = {{"Range", "bytes=0-9"}};
