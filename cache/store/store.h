@@ -62,6 +62,9 @@ struct ListPage {
   std::string next_token;
 };
 
+// Where the bytes of a Get came from, for those who count (kStore unless somebody says otherwise).
+enum class BytesFrom : uint8_t { kStore, kWorker };
+
 struct GetRequest {
   std::string path;
   uint64_t offset = 0;
@@ -69,6 +72,12 @@ struct GetRequest {
   // The bytes must be of this version, else FailedPrecondition (If-Match, or compared after the
   // fact with the answer's ETag / mtime and size). Empty: any.
   std::string version;
+  // What a pool of workers wants to know and other stores pass over: the size of the file (0:
+  // unknown), and how urgent the caller is (fetch::Priority as a number, 0 first).
+  uint64_t file_size = 0;
+  uint8_t urgency = 0;
+  // Set before the first piece reaches the sink; may be null.
+  BytesFrom* from = nullptr;
 };
 
 // Takes the body in order, piece by piece; returns false to stop the transfer (Get then returns

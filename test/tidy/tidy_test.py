@@ -17,10 +17,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 COLUMNS_MAX = 100
 LINES_HINT = 800
 
-COMMON = {"common/base", "common/control", "common/io", "common/http", "common/metrics"}
-CACHE = {"cache/store", "cache/tier", "cache/fetch"}
+COMMON = {"common/base", "common/control", "common/io", "common/http", "common/metrics",
+          "common/net", "common/proto"}
+CACHE = {"cache/store", "cache/tier", "cache/fetch", "cache/index", "cache/pool"}
 FUSE = {"fuse/options", "fuse/vfs", "fuse/adapter", "fuse/keeper", "fuse/daemon"}
-EVERYTHING = COMMON | CACHE | FUSE | {"cli", "bench", "test"}
+EVERYTHING = COMMON | CACHE | FUSE | {"cache/worker", "cli", "bench", "test"}
 
 # The rooms, and which other rooms each may include. Nothing sees test and bench.
 MAY_INCLUDE = {
@@ -29,11 +30,16 @@ MAY_INCLUDE = {
     "common/io": {"common/base"},
     "common/http": {"common/base"},
     "common/metrics": {"common/base"},
+    "common/net": {"common/base"},
+    "common/proto": {"common/base"},
     "cache/store": COMMON,
     "cache/tier": COMMON | {"cache/store"},
     "cache/fetch": COMMON | {"cache/store", "cache/tier"},
+    "cache/index": COMMON | {"cache/store"},
+    "cache/pool": COMMON | {"cache/store", "cache/tier", "cache/index"},
+    "cache/worker": COMMON | CACHE,
     # The parser of --tier is the tier's own, and which files a source reads its store's.
-    "fuse/options": COMMON | {"cache/store", "cache/tier"},
+    "fuse/options": COMMON | {"cache/store", "cache/tier", "cache/pool"},
     "fuse/vfs": COMMON | CACHE,
     "fuse/adapter": COMMON | {"fuse/vfs"},
     "fuse/daemon": COMMON | CACHE | FUSE,
@@ -54,6 +60,7 @@ FOREIGN = [
     (r"liburing", {"common/io"}),
     (r"curl/", {"common/http", "bench"}),  # The benchmark's bound must not run on our own client.
     (r"libxml/", {"cache/store"}),
+    (r"(grpc|grpcpp|google/protobuf)/", {"common/proto", "cache/worker"}),
     (r"prometheus/", {"common/metrics"}),
     (r"(gtest|gmock)/", {"test"}),
     (r"benchmark/", {"bench"}),
