@@ -151,6 +151,8 @@ struct Release {
 };
 
 // --- Encoding: whole frames, header and payload ---
+// A message longer than kMessageMax, which only a name of that length makes, gives an empty string:
+// workers cannot be asked about such a file. The text of an Error is cut instead.
 std::string EncodeHeader(const Header& header);
 std::string Encode(uint64_t request, const Hello& message);
 std::string Encode(uint64_t request, const Welcome& message, FrameType type = FrameType::kWelcome);
@@ -164,7 +166,9 @@ std::string Encode(uint64_t request, const Release& message);
 std::string EncodeEmpty(uint64_t request, FrameType type);  // kCancel, kPing.
 
 // --- Decoding ---
-// InvalidArgument names what does not hold. `bytes` are kHeaderSize long.
+// InvalidArgument names what does not hold: also for another version in HELLO and WELCOME, which
+// begin the same in every version. `bytes` are kHeaderSize long. A header that decodes is within
+// the limits above for its type; what its payload is, CheckPayload tells.
 absl::StatusOr<Header> DecodeHeader(absl::string_view bytes);
 // DataLoss when the payload is not what the header vouches for.
 absl::Status CheckPayload(const Header& header, absl::string_view payload);
@@ -178,7 +182,11 @@ absl::StatusOr<Open> DecodeOpen(absl::string_view payload);
 absl::StatusOr<Opened> DecodeOpened(absl::string_view payload);
 absl::StatusOr<Release> DecodeRelease(absl::string_view payload);
 
-// Between a status and its message; the errno payload of the status travels with the code only.
+// Decimal seconds to wait before the next try; the payload that stores use too
+// (store::kRetryAfterPayload).
+inline constexpr char kRetryAfterPayload[] = "millrace/retry-after";
+
+// Between a status and its message. The time to wait travels; an errno in the status does not.
 Error ToError(const absl::Status& status);
 absl::Status ToStatus(const Error& error);
 
