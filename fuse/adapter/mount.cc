@@ -55,6 +55,7 @@ enum Operation : size_t {
   kReleasedir,
   kStatfs,
   kXattr,
+  kAccess,
 };
 
 // The number of the request that this thread is processing, as the kernel gave it. libfuse keeps it
@@ -169,6 +170,7 @@ class FuseMount : public Mount, public vfs::Invalidator {
     fuse_reply_err(request, 0);
   }
   void Statfs(fuse_req_t request);
+  void Access(fuse_req_t request, fuse_ino_t node, int mask);
   void Getxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size);
   void Listxattr(fuse_req_t request, fuse_ino_t node, size_t size);
   void Forget(fuse_ino_t node, uint64_t count) { vfs_->Forget(node, count); }
@@ -268,6 +270,10 @@ void OnStatfs(fuse_req_t request, fuse_ino_t) {
   Self(request)->Count(kStatfs);
   Self(request)->Statfs(request);
 }
+void OnAccess(fuse_req_t request, fuse_ino_t node, int mask) {
+  Self(request)->Count(kAccess);
+  Self(request)->Access(request, node, mask);
+}
 void OnGetxattr(fuse_req_t request, fuse_ino_t node, const char* name, size_t size) {
   Self(request)->Count(kXattr);
   Self(request)->Getxattr(request, node, name, size);
@@ -292,6 +298,7 @@ fuse_lowlevel_ops Operations() {
   operations.readdirplus = OnReaddirplus;
   operations.releasedir = OnReleasedir;
   operations.statfs = OnStatfs;
+  operations.access = OnAccess;
   operations.getxattr = OnGetxattr;
   operations.listxattr = OnListxattr;
   return operations;
@@ -551,6 +558,18 @@ void FuseMount::Statfs(fuse_req_t request) {
   result.f_namemax = 255;
   result.f_flag = ST_RDONLY;
   fuse_reply_statfs(request, &result);
+}
+
+// access(2) and chdir(2), of mounts in which owner, group and others have the same rights (in
+// others the kernel answers by itself): may anybody execute it? Writing the kernel has refused.
+void FuseMount::Access(fuse_req_t request, fuse_ino_t node, int mask) {
+  const absl::StatusOr<vfs::Attributes> attributes = vfs_->tree().GetAttributes(node);
+  if (!attributes.ok()) {
+    fuse_reply_err(request, ESTALE);
+    return;
+  }
+  const uint32_t mode = attributes->is_directory ? options_.directory_mode : options_.file_mode;
+  fuse_reply_err(request, (mask & X_OK) != 0 && (mode & 0111) == 0 ? EACCES : 0);
 }
 
 // The kernel asks for the size first (size 0), then for the bytes.

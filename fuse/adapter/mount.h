@@ -57,9 +57,9 @@ struct Session {
 };
 
 // The requests counted, by the "op" label of millrace_fuse_requests_total.
-inline constexpr std::array<const char*, 11> kOperations = {
-    "lookup",  "forget",  "getattr",    "open",   "read", "release",
-    "opendir", "readdir", "releasedir", "statfs", "xattr"};
+inline constexpr std::array<const char*, 12> kOperations = {
+    "lookup",  "forget",  "getattr",    "open",   "read",  "release",
+    "opendir", "readdir", "releasedir", "statfs", "xattr", "access"};
 using OperationCounts = std::array<std::atomic<uint64_t>, kOperations.size()>;
 
 // What the kernel granted.

@@ -59,6 +59,14 @@ std::string SourceText(const options::MountOptions& options) {
   return WithoutOptions(name.empty() ? source : source.substr(name.size() + 1));
 }
 
+// No mode of the mount keeps anybody who may use it from anything: owner, group and others have the
+// same rights, to read all of it.
+bool EverybodyMayRead(const options::MountOptions& options) {
+  const mode_t execute = options.file_mode & 0111;
+  return (options.file_mode & 0444) == 0444 && (options.dir_mode & 0555) == 0555 &&
+         (execute == 0 || execute == 0111);
+}
+
 absl::StatusOr<SessionOptions> ToSession(const options::MountOptions& options, int oom_score_adj) {
   SessionOptions session;
   session.mountpoint = options.mountpoint;
@@ -67,6 +75,7 @@ absl::StatusOr<SessionOptions> ToSession(const options::MountOptions& options, i
     session.sources.push_back(WithoutOptions(source));
   }
   session.allow_other = options.allow_other;
+  session.check_permissions = !EverybodyMayRead(options);
   ASSIGN_OR_RETURN(session.program, Beside("millrace-fuse"));
   session.recipe = {options::ToArguments(options), CurrentEnvironment()};
   session.oom_score_adj = oom_score_adj;

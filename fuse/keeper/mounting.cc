@@ -35,6 +35,12 @@ constexpr char kDevice[] = "/dev/fuse";
 constexpr char kCommunication[] = "_FUSE_COMMFD=3";
 constexpr int kCommunicationFd = 3;
 
+// Who may do what: the part of a mount's options that root's mount and fusermount3 share.
+std::string Permissions(const MountRequest& request) {
+  return absl::StrCat(request.check_permissions ? ",default_permissions" : "",
+                      request.allow_other ? ",allow_other" : "");
+}
+
 absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
   base::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
   if (!device.valid()) {
@@ -44,8 +50,7 @@ absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
                      " (is the module fuse loaded, and the device given to this container?)"));
   }
   const std::string data = absl::StrCat("fd=", device.get(), ",rootmode=40000,user_id=", geteuid(),
-                                        ",group_id=", getegid(), ",default_permissions",
-                                        request.allow_other ? ",allow_other" : "");
+                                        ",group_id=", getegid(), Permissions(request));
   if (mount(request.source_text.c_str(), request.mountpoint.c_str(), base::kMillraceFsType,
             MS_RDONLY | MS_NOSUID | MS_NODEV, data.c_str()) != 0) {
     return base::ErrnoStatus(errno, absl::StrCat("mount on ", request.mountpoint));
@@ -126,8 +131,7 @@ std::string FusermountOptions(const MountRequest& request) {
     if (c == ',' || c == '\\') source.push_back('\\');
     source.push_back(c);
   }
-  return absl::StrCat("ro,nosuid,nodev,default_permissions,subtype=millrace,fsname=", source,
-                      request.allow_other ? ",allow_other" : "");
+  return absl::StrCat("ro,nosuid,nodev,subtype=millrace,fsname=", source, Permissions(request));
 }
 
 absl::StatusOr<base::UniqueFd> MountFuse(const MountRequest& request) {

@@ -20,6 +20,10 @@ struct MountRequest {
   std::string mountpoint;
   std::string source_text;  // The device column of /proc/mounts.
   bool allow_other = false;
+  // The kernel compares owner, group and mode with the caller before each step of a path. Not
+  // needed where everybody may read everything: the daemon then answers access(2), the one
+  // question that is left.
+  bool check_permissions = true;
 };
 
 // Mounts read-only and returns the device. Blocks for a system call, or a run of fusermount3.

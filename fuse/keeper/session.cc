@@ -263,7 +263,8 @@ absl::Status Session::MountOnce() {
   if (device_.valid()) return absl::OkStatus();
   ASSIGN_OR_RETURN(device_, MountFuse({.mountpoint = options_.mountpoint,
                                        .source_text = options_.source_text,
-                                       .allow_other = options_.allow_other}));
+                                       .allow_other = options_.allow_other,
+                                       .check_permissions = options_.check_permissions}));
   entry_ = FindMillraceMount(options_.mountpoint);
   return absl::OkStatus();
 }

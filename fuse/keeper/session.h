@@ -40,6 +40,7 @@ struct SessionOptions {
   std::string source_text;           // The device column of /proc/mounts.
   std::vector<std::string> sources;  // NAME=URL or URL, without options, for mount.json.
   bool allow_other = false;
+  bool check_permissions = true;  // MountRequest's.
   unsigned read_ahead_kib = 4096;
 
   std::string program;  // The path of millrace-fuse.

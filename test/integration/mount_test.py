@@ -4,6 +4,7 @@
 The store is file:// : quick, and it changes nothing about the kernel's side.
 """
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -407,6 +408,24 @@ class AttributesTest(support.MountTestCase):
                                       capture_output=True, check=False)
                 self.assertEqual(done.returncode == 0, allowed, done.stderr)
                 self.assertEqual(done.stdout, self.tree["file"] if allowed else b"")
+
+    @support.needs_root
+    def test_access_says_what_the_modes_say(self):
+        """The same answers from the kernel (modes that tell users apart) and from the daemon."""
+        self.make_source({"directory/file": 5})
+        cases = {(): False, ("--file-mode=0555",): True, ("--file-mode=0544", "--uid=0"): True,
+                 ("--file-mode=0440", "--gid=0"): False}
+        for number, (options, executable) in enumerate(cases.items()):
+            with self.subTest(options):
+                mounted = self.mount(self.source, *options, self.tier(f"cache{number}"),
+                                     mountpoint=f"mnt{number}")
+                self.assertTrue(os.access(mounted / "directory/file", os.R_OK))
+                self.assertFalse(os.access(mounted / "directory/file", os.W_OK))
+                self.assertEqual(os.access(mounted / "directory/file", os.X_OK), executable)
+                self.assertTrue(os.access(mounted / "directory", os.R_OK | os.X_OK))
+                self.assertFalse(os.access(mounted / "missing", os.F_OK))
+                with contextlib.chdir(mounted / "directory"):
+                    self.assertEqual(os.listdir("."), ["file"])
 
 
 class SourcesTest(support.MountTestCase):

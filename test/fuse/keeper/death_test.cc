@@ -63,9 +63,11 @@ TEST(ReapExitTest, TellsStatusAndSignal) {
 
 TEST(FusermountOptionsTest, AHostileSourceStaysOneOption) {
   EXPECT_EQ(FusermountOptions({.mountpoint = "/m", .source_text = "s3://b/a,suid\\"}),
-            "ro,nosuid,nodev,default_permissions,subtype=millrace,fsname=s3://b/a\\,suid\\\\");
+            "ro,nosuid,nodev,subtype=millrace,fsname=s3://b/a\\,suid\\\\,default_permissions");
   EXPECT_EQ(FusermountOptions({.mountpoint = "/m", .source_text = "x", .allow_other = true}),
-            "ro,nosuid,nodev,default_permissions,subtype=millrace,fsname=x,allow_other");
+            "ro,nosuid,nodev,subtype=millrace,fsname=x,default_permissions,allow_other");
+  EXPECT_EQ(FusermountOptions({.mountpoint = "/m", .source_text = "x", .check_permissions = false}),
+            "ro,nosuid,nodev,subtype=millrace,fsname=x");
 }
 
 }  // namespace
