@@ -33,8 +33,15 @@ bool OutOfDescriptors(const absl::Status& status) {
 
 }  // namespace
 
-DataFile::DataFile(FileKey key, const FileId& id, Tier* tier, Source* source)
-    : key_(std::move(key)), id_(id), tier_(tier), source_(source), map_(BlockCount(key_.size)) {
+DataFile::DataFile(FileKey key, const FileId& id, Tier* tier, Source* source, uint64_t committed)
+    : key_(std::move(key)),
+      id_(id),
+      tier_(tier),
+      source_(source),
+      committed_(committed),
+      map_(BlockCount(key_.size)),
+      queued_in_use_(source->in_use),
+      counted_in_use_(source->in_use) {
   tier_->counters().files.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -115,7 +122,7 @@ uint64_t DataFile::Evict() {
     if (complete()) tier_->counters().files_complete.fetch_sub(1, std::memory_order_relaxed);
   }
   tier_->Dequeue(*this);
-  tier_->Uncommit(key_.size);
+  tier_->Uncommit(committed_);
   tier_->counters().files.fetch_sub(1, std::memory_order_relaxed);
   if (held()) PinDescriptor();
   if (LeaveWrite()) RemoveData();
@@ -124,7 +131,7 @@ uint64_t DataFile::Evict() {
 
 void DataFile::Abandon() {
   tier_->Dequeue(*this);
-  tier_->Uncommit(key_.size);
+  tier_->Uncommit(committed_);
   tier_->counters().files.fetch_sub(1, std::memory_order_relaxed);
   evicted_.store(true, std::memory_order_release);
 }
@@ -254,12 +261,19 @@ absl::Status DataFile::PutClaimed(BlockRange range, io::Pieces blocks) {
 
 absl::Status DataFile::Reserve(uint64_t bytes) {
   if (!tier_->usable()) return absl::UnavailableError("the tier is set aside after disk faults");
-  if (tier_->TryReserve(bytes)) return absl::OkStatus();
-  if (tier_->environment().host->MakeRoom(*tier_, bytes) && tier_->TryReserve(bytes)) {
-    return absl::OkStatus();
+  FileHost& host = *tier_->environment().host;
+  if (MayBeIdle(bytes)) {
+    if (tier_->TryReserve(bytes)) return absl::OkStatus();
+    if (host.MakeRoom(*tier_, bytes) && tier_->TryReserve(bytes)) return absl::OkStatus();
   }
   tier_->counters().refused.fetch_add(1, std::memory_order_relaxed);
   return absl::ResourceExhaustedError("the tier is full");
+}
+
+// The share of files that are not in use allows for `bytes` more of this one.
+bool DataFile::MayBeIdle(uint64_t bytes) {
+  if (tier_->environment().idle_share >= 1 || in_use()) return true;
+  return tier_->environment().host->MakeIdleRoom(*tier_, bytes, *this);
 }
 
 void DataFile::TakeReserved(uint64_t bytes) {
@@ -273,13 +287,13 @@ void DataFile::TakeReserved(uint64_t bytes) {
 
 void DataFile::AddBytes(uint64_t bytes) {
   bytes_ += bytes;
-  if (!source_->in_use) tier_->AddIdle(bytes);
+  if (!counted_in_use_) tier_->AddIdle(bytes);
 }
 
 void DataFile::SubtractBytes(uint64_t bytes) {
   bytes_ -= bytes;
   tier_->Release(bytes);
-  if (!source_->in_use) tier_->SubtractIdle(bytes);
+  if (!counted_in_use_) tier_->SubtractIdle(bytes);
 }
 
 absl::Status DataFile::WriteBlocks(BlockRange range, io::Pieces blocks) {
@@ -629,6 +643,68 @@ void DataFile::GiveBack(uint64_t freed) {
   if (complete_.exchange(false)) {
     tier_->counters().files_complete.fetch_sub(1, std::memory_order_relaxed);
   }
+}
+
+// --- Lending ------------------------------------------------------------------------------------
+
+absl::optional<uint32_t> DataFile::BlockCrc(uint64_t index) const {
+  // In this order, as CheckPresent says why.
+  if (index >= map_.blocks() || map_.Unverified(index) || !map_.Has(index)) return absl::nullopt;
+  return map_.crc(index);
+}
+
+bool DataFile::Recheck(uint64_t index) {
+  if (!map_.Has(index)) return false;
+  const auto buffer = std::make_unique<char[]>(kBlockSize);
+  const absl::Span<char> bytes(buffer.get(), BlockLength(index));
+  if (!ReadBlock(index, bytes).ok() || !map_.Has(index)) return false;
+  if (CrcOf(bytes) == map_.crc(index)) return true;
+  Damage({index, 1}, "a block's checksum is wrong").IgnoreError();
+  return false;
+}
+
+class DataFile::HeldLease {
+ public:
+  explicit HeldLease(std::shared_ptr<DataFile> file) : file_(std::move(file)) {
+    const absl::Duration until = file_->tier_->environment().clock->Monotonic() + kLeaseTime;
+    file_->leased_until_ns_.store(absl::ToInt64Nanoseconds(until), std::memory_order_relaxed);
+    file_->leases_.fetch_add(1, std::memory_order_relaxed);
+  }
+  ~HeldLease() { file_->leases_.fetch_sub(1, std::memory_order_relaxed); }
+  HeldLease(const HeldLease&) = delete;
+  HeldLease& operator=(const HeldLease&) = delete;
+
+ private:
+  const std::shared_ptr<DataFile> file_;
+};
+
+std::shared_ptr<const void> DataFile::Lease() {
+  return std::make_shared<HeldLease>(shared_from_this());
+}
+
+bool DataFile::leased() const {
+  return leases_.load(std::memory_order_relaxed) > 0 &&
+         absl::ToInt64Nanoseconds(tier_->environment().clock->Monotonic()) <
+             leased_until_ns_.load(std::memory_order_relaxed);
+}
+
+bool DataFile::in_use() const {
+  base::MutexLock lock(&mutex_);
+  return counted_in_use_;
+}
+
+void DataFile::SetInUse(bool in_use) {
+  {
+    base::MutexLock lock(&mutex_);
+    if (counted_in_use_ == in_use) return;
+    counted_in_use_ = in_use;
+    if (in_use) {
+      tier_->SubtractIdle(bytes_);
+    } else {
+      tier_->AddIdle(bytes_);
+    }
+  }
+  tier_->Requeue(*this, in_use);
 }
 
 // --- Checking and copying -----------------------------------------------------------------------

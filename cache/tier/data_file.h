@@ -47,9 +47,9 @@ class DataFile final : public CachedFile,
   // Where the data file is.
   enum class Place : uint8_t { kNowhere, kPartial, kComplete };
 
-  // Counts itself in the tier; its size is committed there by the caller, and Evict takes both
-  // back. REQUIRES: BlockCount(key.size) < 2^32.
-  DataFile(FileKey key, const FileId& id, Tier* tier, Source* source);
+  // Counts itself in the tier; `committed` bytes of it are committed there by the caller, and Evict
+  // takes both back. REQUIRES: BlockCount(key.size) < 2^32.
+  DataFile(FileKey key, const FileId& id, Tier* tier, Source* source, uint64_t committed);
   ~DataFile() override;
 
   // CachedFile.
@@ -64,6 +64,10 @@ class DataFile final : public CachedFile,
   absl::Status Put(uint64_t offset, absl::Span<const char> data) override;
   absl::Status PutBlocks(uint64_t first_block, io::Pieces blocks) override;
   absl::StatusOr<std::shared_ptr<const OpenData>> Open() override;
+  absl::StatusOr<std::shared_ptr<const OpenData>> OpenBlocks() override { return Open(); }
+  absl::optional<uint32_t> BlockCrc(uint64_t index) const override;
+  bool Recheck(uint64_t index) override;
+  std::shared_ptr<const void> Lease() override;
 
   Tier& tier() const { return *tier_; }
   const Source& source() const { return *source_; }
@@ -72,6 +76,12 @@ class DataFile final : public CachedFile,
   uint64_t BlockLength(uint64_t index) const;
   // Holders beyond the cache's own reference. A hint: it may change at once.
   bool held() const { return weak_from_this().use_count() > 1; }
+  // Likewise.
+  bool leased() const;
+  uint64_t committed() const { return committed_; }
+  // Which list of the tier's queue the file is on. REQUIRES: the queue's lock.
+  bool queued_in_use() const { return queued_in_use_; }
+  void set_queued_in_use(bool in_use) { queued_in_use_ = in_use; }
 
   // --- For the cache ---
   // Makes the data file of an empty object, which no Put ever will.
@@ -83,6 +93,9 @@ class DataFile final : public CachedFile,
   // Takes the file out of its tier: space, queue, data file, journal. REQUIRES: it is out of the
   // cache's index, and its name is marked as dying. Returns the bytes given back.
   uint64_t Evict();
+  // Files that are not in use leave first. At first a file is if its source is.
+  void SetInUse(bool in_use);
+  bool in_use() const;
   // Takes back what making the file counted: it never entered the cache's index.
   void Abandon();
   // The caller queues a check: true once, while there is something to check.
@@ -98,6 +111,7 @@ class DataFile final : public CachedFile,
  private:
   friend class TierLoader;
   struct CheckedRead;
+  class HeldLease;
 
   // Blocks that overlap a range of bytes.
   struct BlockRange {
@@ -129,6 +143,7 @@ class DataFile final : public CachedFile,
   // Writes blocks the caller has claimed, and ends the claims.
   absl::Status PutClaimed(BlockRange range, io::Pieces blocks);
   absl::Status Reserve(uint64_t bytes);
+  bool MayBeIdle(uint64_t bytes);
   void TakeReserved(uint64_t bytes);
   void AddBytes(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SubtractBytes(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -167,12 +182,16 @@ class DataFile final : public CachedFile,
   const FileId id_;
   Tier* const tier_;
   Source* const source_;
+  const uint64_t committed_;
   BlockMap map_;
   std::atomic<bool> complete_{false};
   std::atomic<bool> evicted_{false};
   // Changed under the layout lock (Tier::layout_mutex), or before anybody knows the file.
   std::atomic<Place> place_{Place::kNowhere};
   std::atomic<bool> check_requested_{false};
+  std::atomic<uint32_t> leases_{0};
+  std::atomic<int64_t> leased_until_ns_{0};  // Monotonic; of the last lease.
+  bool queued_in_use_;                       // Guarded by the queue's lock.
 
   // One write of a file of several blocks at a time: the kernel's lock of the inode lets only one
   // in, and the others would wait for it spinning.
@@ -181,7 +200,8 @@ class DataFile final : public CachedFile,
   mutable base::Mutex mutex_;
   bool pinned_ ABSL_GUARDED_BY(mutex_) = false;  // The descriptor stays: the name is gone.
   uint32_t writers_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // Reserved in the tier for present blocks.
+  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;   // Reserved in the tier for present blocks.
+  bool counted_in_use_ ABSL_GUARDED_BY(mutex_);  // Else bytes_ are among the tier's idle ones.
   std::shared_ptr<Descriptor> descriptor_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -22,6 +22,7 @@ class EvictionEntry {
   void MarkUsed() {
     if (!used_.load(std::memory_order_relaxed)) used_.store(true, std::memory_order_relaxed);
   }
+  bool listed() const { return listed_; }
 
  private:
   friend class SieveList;

@@ -45,6 +45,8 @@ Tier::Tier(const TierOptions& options, const Environment* environment)
           static_cast<uint64_t>(options.high_water * static_cast<double>(options.quota_bytes))),
       low_bytes_(
           static_cast<uint64_t>(options.low_water * static_cast<double>(options.quota_bytes))),
+      idle_max_(static_cast<uint64_t>(environment->idle_share *
+                                      static_cast<double>(options.quota_bytes))),
       queue_(environment->policy) {
   base::MutexLock lock(&health_mutex_);
   recent_faults_.fill(-absl::InfiniteDuration());
@@ -225,6 +227,11 @@ bool Tier::TryReserve(uint64_t bytes) {
   return true;
 }
 
+uint64_t Tier::Expected(const FileKey& key) const {
+  if (environment_->expected_bytes == nullptr) return key.size;
+  return std::min(key.size, environment_->expected_bytes(key));
+}
+
 bool Tier::TryCommit(uint64_t bytes) {
   const uint64_t quota = options_.quota_bytes;
   uint64_t committed = committed_.load(std::memory_order_relaxed);
@@ -347,13 +354,22 @@ bool Tier::IsDying(const FileRef& ref) const {
 
 void Tier::Enqueue(DataFile& file) {
   base::MutexLock lock(&queue_mutex_);
-  queue_.Insert(&file, file.source().in_use);
+  queue_.Insert(&file, file.queued_in_use());
   candidates_.store(queue_.candidates(), std::memory_order_relaxed);
 }
 
 void Tier::Dequeue(DataFile& file) {
   base::MutexLock lock(&queue_mutex_);
-  queue_.Remove(&file, file.source().in_use);
+  queue_.Remove(&file, file.queued_in_use());
+  candidates_.store(queue_.candidates(), std::memory_order_relaxed);
+}
+
+void Tier::Requeue(DataFile& file, bool in_use) {
+  base::MutexLock lock(&queue_mutex_);
+  const bool listed = file.listed();
+  if (listed) queue_.Remove(&file, file.queued_in_use());
+  file.set_queued_in_use(in_use);
+  if (listed) queue_.Insert(&file, in_use);
   candidates_.store(queue_.candidates(), std::memory_order_relaxed);
 }
 

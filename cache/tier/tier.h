@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,6 +49,8 @@ class FileHost {
  public:
   // Evicts until `bytes` more fit into the tier. False if the policy gives up nothing more.
   virtual bool MakeRoom(Tier& tier, uint64_t bytes) = 0;
+  // The same among files that are not in use, whose share is bounded; for `file`, which stays.
+  virtual bool MakeIdleRoom(Tier& tier, uint64_t bytes, const DataFile& file) = 0;
   // Takes the file out of the cache. No-op if it is out already.
   virtual void Discard(DataFile& file, EvictReason reason) = 0;
   // Unverified blocks of this file are worth checking in the background.
@@ -79,6 +82,8 @@ class Tier {
     EvictionPolicy policy = EvictionPolicy::kEpoch;
     std::string boot_id;
     absl::flat_hash_set<std::string> sources_in_use;
+    double idle_share = 1;
+    std::function<uint64_t(const FileKey&)> expected_bytes;  // May be null.
   };
 
   struct Counters {
@@ -131,11 +136,15 @@ class Tier {
   // Bytes found at load: never refused.
   void ReserveFound(uint64_t bytes) { used_.fetch_add(bytes, std::memory_order_relaxed); }
   void Release(uint64_t bytes) { used_.fetch_sub(bytes, std::memory_order_relaxed); }
-  // Of the used bytes: those of sources not in use, which every policy gives up.
+  // Of the used bytes: those of files not in use, which every policy gives up.
   uint64_t idle_bytes() const { return idle_.load(std::memory_order_relaxed); }
   void AddIdle(uint64_t bytes) { idle_.fetch_add(bytes, std::memory_order_relaxed); }
   void SubtractIdle(uint64_t bytes) { idle_.fetch_sub(bytes, std::memory_order_relaxed); }
-  // Sizes of admitted files, whatever of them is present: a file is placed where all of it fits.
+  // Most of them. The quota where they are not bounded.
+  uint64_t idle_max() const { return idle_max_; }
+  // What will be kept of a file, and is committed when it is admitted.
+  uint64_t Expected(const FileKey& key) const;
+  // Expected bytes of admitted files, whatever is present: a file is placed where all of it fits.
   bool TryCommit(uint64_t bytes);
   void Commit(uint64_t bytes) { committed_.fetch_add(bytes, std::memory_order_relaxed); }
   void Uncommit(uint64_t bytes) { committed_.fetch_sub(bytes, std::memory_order_relaxed); }
@@ -170,6 +179,8 @@ class Tier {
   // --- Order of eviction ---
   void Enqueue(DataFile& file);
   void Dequeue(DataFile& file);
+  // The file is (not) in use from now on.
+  void Requeue(DataFile& file, bool in_use);
   // A file the policy gives up (`forced`: any), still queued; null if there is none. `eligible`
   // runs under the queue's lock.
   std::shared_ptr<DataFile> NextVictim(bool forced, absl::FunctionRef<bool(DataFile&)> eligible);
@@ -190,6 +201,7 @@ class Tier {
   const Environment* const environment_;
   const uint64_t high_bytes_;
   const uint64_t low_bytes_;
+  const uint64_t idle_max_;
   base::UniqueFd directory_;
   base::UniqueFd lock_;
   base::UniqueFd sources_directory_;

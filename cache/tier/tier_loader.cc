@@ -114,16 +114,15 @@ void TierLoader::OnFile(const FileRef& ref, uint64_t size, absl::string_view pat
                         absl::string_view version) {
   const auto source = sources_.find(ref.source);
   if (source == sources_.end() || !(FileId::Of(path, version) == ref.id)) return;
-  if (size > tier_->options().quota_bytes ||
-      BlockCount(size) > std::numeric_limits<uint32_t>::max()) {
-    return;
-  }
+  if (BlockCount(size) > std::numeric_limits<uint32_t>::max()) return;
+  FileKey key{source->second->url, std::string(path), std::string(version), size};
+  const uint64_t committed = tier_->Expected(key);
+  if (committed > tier_->options().quota_bytes) return;
   Found& found = files_[ref];
   // Said again (two threads, or a snapshot that overlaps): what is known stays.
   if (found.file != nullptr && found.file->key().size == size) return;
-  FileKey key{source->second->url, std::string(path), std::string(version), size};
   if (found.file != nullptr) tier_->counters().files.fetch_sub(1);
-  found.file = std::make_shared<DataFile>(std::move(key), ref.id, tier_, source->second);
+  found.file = std::make_shared<DataFile>(std::move(key), ref.id, tier_, source->second, committed);
   found.order = next_order_++;
 }
 
@@ -282,7 +281,7 @@ bool TierLoader::Settle(DataFile& file) {
         file.Move(whole ? DataFile::Place::kComplete : DataFile::Place::kPartial);
     if (!moved.ok()) return false;
   }
-  tier_->Commit(file.key_.size);
+  tier_->Commit(file.committed_);
   tier_->ReserveFound(bytes);
   base::MutexLock lock(&file.mutex_);
   file.AddBytes(bytes);

@@ -74,6 +74,8 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
     environment_.boot_id = std::move(boot_id);
     environment_.sources_in_use.insert(options.sources_in_use.begin(),
                                        options.sources_in_use.end());
+    environment_.idle_share = options.idle_share;
+    environment_.expected_bytes = options.expected_bytes;
   }
 
   ~TieredCacheOfFiles() override {
@@ -87,6 +89,17 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   std::shared_ptr<CachedFile> FindOrAdmit(const FileKey& key) override;
   std::shared_ptr<CachedFile> Find(const FileKey& key) override;
   uint64_t RoomBytes() const override;
+  bool HasRoomFor(const FileKey& key) const override {
+    return RoomBytes() >= tiers_.front()->Expected(key);
+  }
+  void ForEach(absl::FunctionRef<void(CachedFile&)> each) const override {
+    index_.ForEach([&](DataFile& file) { each(file); });
+  }
+  void Reclassify(absl::FunctionRef<bool(const FileKey&)> in_use) override {
+    index_.ForEach(
+        [&](DataFile& file) { file.SetInUse(file.source().in_use && in_use(file.key())); });
+  }
+  void ForgetEmpty(const FileKey& key) override;
   uint64_t Evict(absl::string_view source, absl::string_view path_prefix) override;
   std::vector<TierStats> Stats() const override;
   absl::Status Close() override;
@@ -95,6 +108,7 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
  private:
   // FileHost.
   bool MakeRoom(Tier& tier, uint64_t bytes) override;
+  bool MakeIdleRoom(Tier& tier, uint64_t bytes, const DataFile& file) override;
   void Discard(DataFile& file, EvictReason reason) override;
   void RequestCheck(DataFile& file) override;
   void HighWaterPassed() override;
@@ -108,7 +122,7 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   // A tier with `size` committed; null if the cache has no room.
   Tier* PlaceFile(uint64_t size);
   Tier* PlaceByRoom(uint64_t size);
-  FilePtr AdmitTo(Tier& tier, const FileKey& key);
+  FilePtr AdmitTo(Tier& tier, const FileKey& key, uint64_t committed);
   FilePtr NextVictim(Tier& tier);
   uint64_t EvictFile(DataFile& file, EvictReason reason);
   // The rest of an eviction, after the file left the index.
@@ -242,12 +256,13 @@ FilePtr TieredCacheOfFiles::Admit(const FileKey& key) {
       BlockCount(key.size) > std::numeric_limits<uint32_t>::max()) {
     return nullptr;
   }
-  Tier* tier = PlaceFile(key.size);
+  const uint64_t expected = tiers_.front()->Expected(key);
+  Tier* tier = PlaceFile(expected);
   if (tier == nullptr) {
     tiers_.front()->counters().refused.fetch_add(1, std::memory_order_relaxed);
     return nullptr;
   }
-  return AdmitTo(*tier, key);
+  return AdmitTo(*tier, key, expected);
 }
 
 Tier* TieredCacheOfFiles::PlaceFile(uint64_t size) {
@@ -281,14 +296,15 @@ Tier* TieredCacheOfFiles::PlaceByRoom(uint64_t size) {
   return nullptr;
 }
 
-FilePtr TieredCacheOfFiles::AdmitTo(Tier& tier, const FileKey& key) {
+FilePtr TieredCacheOfFiles::AdmitTo(Tier& tier, const FileKey& key, uint64_t committed) {
   const absl::StatusOr<Source*> source = tier.FindOrMakeSource(key.source);
   if (!source.ok()) {
-    tier.Uncommit(key.size);
+    tier.Uncommit(committed);
     tier.CountDiskFault(source.status());
     return nullptr;
   }
-  auto file = std::make_shared<DataFile>(key, FileId::Of(key.path, key.version), &tier, *source);
+  auto file =
+      std::make_shared<DataFile>(key, FileId::Of(key.path, key.version), &tier, *source, committed);
   // Queued first: once it is in the index, another thread may evict it.
   tier.Enqueue(*file);
   FilePtr admitted = index_.Insert(file);
@@ -338,11 +354,29 @@ bool TieredCacheOfFiles::MakeRoom(Tier& tier, uint64_t bytes) {
 FilePtr TieredCacheOfFiles::NextVictim(Tier& tier) {
   if (!tier.has_candidates()) return nullptr;
   // A held file frees no space before its holder lets go, but its holder may be an open file that
-  // nobody reads: such files go when there are no others.
+  // nobody reads: such files go when there are no others. A leased one surely is read.
   FilePtr victim = tier.NextVictim(
       false, [](DataFile& file) { return !file.held() && file.map().present() > 0; });
   if (victim != nullptr) return victim;
-  return tier.NextVictim(false, [](DataFile& file) { return file.map().present() > 0; });
+  return tier.NextVictim(false,
+                         [](DataFile& file) { return !file.leased() && file.map().present() > 0; });
+}
+
+bool TieredCacheOfFiles::MakeIdleRoom(Tier& tier, uint64_t bytes, const DataFile& file) {
+  if (bytes > tier.idle_max()) return false;
+  // Those nobody holds first, as for any room.
+  for (const bool held : {false, true}) {
+    const auto may_leave = [&](DataFile& other) {
+      return &other != &file && !other.queued_in_use() && other.map().present() > 0 &&
+             (held ? !other.leased() : !other.held());
+    };
+    while (tier.idle_bytes() > tier.idle_max() - bytes) {
+      const FilePtr victim = tier.NextVictim(false, may_leave);
+      if (victim == nullptr) break;
+      EvictFile(*victim, EvictReason::kQuota);
+    }
+  }
+  return tier.idle_bytes() <= tier.idle_max() - bytes;
 }
 
 uint64_t TieredCacheOfFiles::EvictFile(DataFile& file, EvictReason reason) {
@@ -389,6 +423,13 @@ uint64_t TieredCacheOfFiles::Evict(absl::string_view source, absl::string_view p
     }
   });
   return freed;
+}
+
+void TieredCacheOfFiles::ForgetEmpty(const FileKey& key) {
+  const FilePtr file = index_.Find(key.source, key.path);
+  if (file != nullptr && file->key().version == key.version && file->map().present() == 0) {
+    EvictFile(*file, EvictReason::kEmpty);
+  }
 }
 
 // --- Maintenance --------------------------------------------------------------------------------
@@ -489,9 +530,10 @@ bool TieredCacheOfFiles::Demote(DataFile& file, Tier& to) {
   }
   // Nobody else may make a file of this name there while the copy grows.
   if (!to.AddDying(file.ref())) return false;
-  to.Commit(file.key().size);
+  to.Commit(file.committed());
   const auto copy = std::make_shared<DataFile>(
-      file.key(), FileId::Of(file.key().path, file.key().version), &to, *source);
+      file.key(), FileId::Of(file.key().path, file.key().version), &to, *source, file.committed());
+  copy->SetInUse(file.in_use());
   const absl::Status copied = file.CopyTo(*copy, stop_);
   to.Enqueue(*copy);
   if (!copied.ok() || !index_.Replace(file, copy)) {

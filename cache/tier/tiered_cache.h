@@ -12,13 +12,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "common/base/clock.h"
@@ -87,7 +90,29 @@ class CachedFile {
   // The data file's descriptor for passthrough, kept open by the returned handle.
   // REQUIRES: complete().
   virtual absl::StatusOr<std::shared_ptr<const OpenData>> Open() = 0;
+
+  // --- For who sends blocks on without looking at their bytes. A file of another kind has none.
+  // ---
+
+  // The data file's descriptor, whether the file is complete or not. While the result lives it
+  // reads the bytes of those blocks that have a BlockCrc after it was opened.
+  virtual absl::StatusOr<std::shared_ptr<const OpenData>> OpenBlocks() {
+    return absl::UnimplementedError("the file lends no blocks");
+  }
+  // The CRC32C of a block's bytes. nullopt when the block is absent, or to be checked before its
+  // next use (Read does).
+  virtual absl::optional<uint32_t> BlockCrc(uint64_t) const { return absl::nullopt; }
+  // Reads the block and compares it with its checksum: somebody had other bytes. What fails is
+  // dropped and counted. Blocks on the disk. False when the block is not there (any more).
+  virtual bool Recheck(uint64_t) { return false; }
+  // As long as the result lives, but at most kLeaseTime after it was given, the file is not evicted
+  // to make room: somebody else's process has its descriptor, so that eviction would free no space.
+  // A user, a new version and damage still evict it. Null: the file cannot be leased.
+  virtual std::shared_ptr<const void> Lease() { return nullptr; }
 };
+
+// A reader that forgets a file for good must not keep the cache from changing.
+inline constexpr absl::Duration kLeaseTime = absl::Minutes(10);
 
 class OpenData {
  public:
@@ -122,7 +147,14 @@ struct CacheOptions {
   std::vector<TierOptions> tiers;  // Fastest first; at least one.
   EvictionPolicy policy = EvictionPolicy::kEpoch;
   std::vector<std::string> sources_in_use;  // FileKey::source of the mounted sources.
-  size_t open_files_max = 4096;             // Descriptors kept open beyond those held.
+  // Of each tier's quota: what files that are not in use may take at most, give or take the blocks
+  // that are written at one time. Below 1, more of them push out their like, and are refused where
+  // that does not help.
+  double idle_share = 1;
+  // The bytes of a file that will be kept, where that is not the whole file: a worker keeps its own
+  // extents of a file that may be larger than its tiers. Null: its size. Safe on any thread.
+  std::function<uint64_t(const FileKey&)> expected_bytes;
+  size_t open_files_max = 4096;  // Descriptors kept open beyond those held.
 
   // For tests. Empty: the machine's (/proc/sys/kernel/random/boot_id).
   std::string boot_id;
@@ -166,10 +198,20 @@ class TieredCache {
 
   // Room left before admission is refused, in bytes: look-ahead stops when it would not be kept.
   virtual uint64_t RoomBytes() const = 0;
+  // What is expected to be kept of the file would fit into that room.
+  virtual bool HasRoomFor(const FileKey& key) const { return RoomBytes() >= key.size; }
 
   // Drops cached files of `source` whose path is `path_prefix` or below it ("" for all). Returns
   // the bytes freed.
   virtual uint64_t Evict(absl::string_view source, absl::string_view path_prefix) = 0;
+
+  // Calls `each` with every file, without a lock: files may come and go meanwhile.
+  virtual void ForEach(absl::FunctionRef<void(CachedFile&)>) const {}
+  // Says anew which files of sources in use are in use: the others count as those of sources that
+  // are not. A file that is admitted later is in use if its source is.
+  virtual void Reclassify(absl::FunctionRef<bool(const FileKey&)>) {}
+  // Forgets the file if nothing of it is present: the store has no such object.
+  virtual void ForgetEmpty(const FileKey&) {}
 
   virtual std::vector<TierStats> Stats() const = 0;
 
