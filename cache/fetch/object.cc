@@ -63,8 +63,29 @@ class Object::PendingRead {
         first(offset / kBlockSize),
         last((offset + size - 1) / kBlockSize),
         filled(std::move(filled)) {}
+  PendingRead(uint64_t offset, uint64_t size, BlockRequest request, BlockCallback done)
+      : offset(offset),
+        size(size),
+        first(request.index),
+        last(request.index),
+        priority(request.priority),
+        fetch(request.fetch),
+        given_up(std::move(request.given_up)),
+        blocks(1),
+        block_done(std::move(done)) {}
 
   bool wants_data() const { return !blocks.empty(); }
+  bool GivenUpNow() const {
+    return given_up != nullptr && given_up->load(std::memory_order_relaxed);
+  }
+  // Answers who reads.
+  void Answer(absl::Status error) {
+    if (block_done) {
+      std::move(block_done)(std::move(error));
+    } else {
+      std::move(done)(std::move(error));
+    }
+  }
   bool AllInMemory() const {
     return std::all_of(blocks.begin(), blocks.end(),
                        [](const BlockRef& block) { return block != nullptr; });
@@ -85,13 +106,18 @@ class Object::PendingRead {
   const uint64_t size;
   const uint64_t first;
   const uint64_t last;
+  const Priority priority = Priority::kDemand;
+  const bool fetch = true;  // Else it takes what is here or on its way.
+  GivenUp given_up;
   std::atomic<uint64_t> remaining{0};
   // Slot i is written once, by whoever brings block first + i, before its PartDone.
   std::vector<BlockRef> blocks;
   Origin origin = Origin::kLocal;
   int attempts = 0;
+  // One of these.
   ReadCallback done;
   FillCallback filled;
+  BlockCallback block_done;
 
  private:
   base::Mutex mutex;
@@ -120,7 +146,7 @@ std::shared_ptr<tier::CachedFile> Object::CachedForFill() {
     base::MutexLock lock(&mutex_);
     if (cached_ != nullptr && !cached_->evicted()) return cached_;
   }
-  if (shared_->cache->RoomBytes() < key_.size) return cached();
+  if (!shared_->cache->HasRoomFor(key_)) return cached();
   std::shared_ptr<tier::CachedFile> admitted = shared_->cache->FindOrAdmit(key_);
   base::MutexLock lock(&mutex_);
   if (admitted != nullptr) cached_ = std::move(admitted);
@@ -221,14 +247,16 @@ bool Object::TakeUnread(uint64_t first, uint64_t last) {
 
 void Object::StartRead(std::shared_ptr<PendingRead> read) {
   std::shared_ptr<tier::CachedFile> file = cached();
-  if (file == nullptr || !file->Has(read->offset, read->size)) file = CachedForFill();
+  if (read->fetch && (file == nullptr || !file->Has(read->offset, read->size))) {
+    file = CachedForFill();
+  }
   read->remaining.store(1, std::memory_order_relaxed);  // This function's own part.
   Plan plan;
   {
     base::MutexLock lock(&mutex_);
-    plan = PlanRange(read->first, read->last, Priority::kDemand, read, file.get());
+    plan = PlanRange(read->first, read->last, read->priority, read, file.get());
   }
-  Launch(std::move(plan), Priority::kDemand);
+  Launch(std::move(plan), read->priority);
   if (read->PartDone()) FinishRead(std::move(read));
 }
 
@@ -267,6 +295,10 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
     wait(index, state);
   }
   if (missing.empty()) return plan;
+  if (read != nullptr && !read->fetch) {
+    read->Fail(absl::NotFoundError("neither here nor on its way"));
+    return plan;
+  }
   if (stale_.load(std::memory_order_relaxed)) {
     // What is here of this version stays readable; the rest is gone for ever.
     if (read != nullptr) {
@@ -315,7 +347,15 @@ void Object::Launch(Plan plan, Priority priority) {
   for (std::shared_ptr<Flight>& flight : plan.promote) shared_->queue->Promote(std::move(flight));
 }
 
-void Object::Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done) {
+void Object::ReadBlock(BlockRequest request, BlockCallback done) {
+  const uint64_t index = request.index;
+  TakeUnread(index, index);
+  StartRead(std::make_shared<PendingRead>(index * kBlockSize, BlockBytes(index), std::move(request),
+                                          std::move(done)));
+}
+
+void Object::Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done,
+                      GivenUp given_up) {
   size = offset < key_.size ? std::min(size, key_.size - offset) : 0;
   if (size == 0) {
     if (done) std::move(done)(absl::OkStatus());
@@ -323,8 +363,10 @@ void Object::Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCal
   }
   const std::shared_ptr<tier::CachedFile> file = CachedForFill();
   std::shared_ptr<PendingRead> fill;
+  if (given_up != nullptr && !done) done = [](const absl::Status&) {};
   if (done) {
     fill = std::make_shared<PendingRead>(offset, size, std::move(done));
+    fill->given_up = std::move(given_up);
     fill->remaining.store(1, std::memory_order_relaxed);
   }
   Plan plan;
@@ -341,7 +383,9 @@ void Object::CancelPrefetch() {
   base::MutexLock lock(&mutex_);
   std::vector<Flight*> wanted;
   for (const auto& [index, state] : blocks_) {
-    if (state.flight != nullptr && !state.waiters.empty()) wanted.push_back(state.flight.get());
+    const bool awaited = std::any_of(state.waiters.begin(), state.waiters.end(),
+                                     [](const auto& read) { return !read->GivenUpNow(); });
+    if (state.flight != nullptr && awaited) wanted.push_back(state.flight.get());
   }
   for (const auto& [index, state] : blocks_) {
     if (state.flight != nullptr &&
@@ -363,7 +407,7 @@ void Object::OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* a
     waiters.swap(state.waiters);
     const bool awaited = std::any_of(waiters.begin(), waiters.end(),
                                      [](const auto& read) { return read->wants_data(); });
-    if (!awaited && priority != Priority::kBulk) {
+    if (!awaited && priority != Priority::kBulk && shared_->keeps_unread) {
       unread_.insert(index);
       unread_count_.store(unread_.size(), std::memory_order_relaxed);
     }
@@ -484,11 +528,15 @@ void Object::FinishRead(std::shared_ptr<PendingRead> read) {
     return;
   }
   if (!status.ok()) {
-    std::move(read->done)(status);
+    read->Answer(status);
     return;
   }
   if (!read->AllInMemory()) {
     ReadFromTier(std::move(read));
+    return;
+  }
+  if (read->block_done) {
+    std::move(read->block_done)(std::move(read->blocks.front()));
     return;
   }
   ReadResult result;
@@ -509,7 +557,7 @@ void Object::FinishRead(std::shared_ptr<PendingRead> read) {
 void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
   const std::shared_ptr<tier::CachedFile> file = cached();
   if (++read->attempts > kReadAttempts || file == nullptr) {
-    std::move(read->done)(
+    read->Answer(
         base::WithErrno(absl::DataLossError("the cache lost the same block again and again"), EIO));
     return;
   }
@@ -526,7 +574,7 @@ void Object::ReadFromTier(std::shared_ptr<PendingRead> read) {
   if (!shared_->pool->TryReserve(slots.size(), /*urgent=*/true)) {
     // No memory for buffers: this thread reads into its own, one request after the other. From
     // the thread that completes reads it must not wait, so a repeated round takes from the heap.
-    if (read->attempts == 1) {
+    if (read->attempts == 1 && !read->block_done) {
       ReadBlocking(*file, std::move(read));
       return;
     }

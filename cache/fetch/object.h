@@ -47,6 +47,19 @@ struct ReadResult {
 // ESTALE when the object is no longer this version.
 using ReadCallback = absl::AnyInvocable<void(absl::StatusOr<ReadResult>) &&>;
 using FillCallback = absl::AnyInvocable<void(absl::Status) &&>;
+// Set by who asked for something and does not want it any more: what nobody else wants of it is
+// abandoned by CancelPrefetch. The callback still runs. May be null.
+using GivenUp = std::shared_ptr<const std::atomic<bool>>;
+
+// One block for who sends it on.
+struct BlockRequest {
+  uint64_t index = 0;
+  Priority priority = Priority::kDemand;  // Of a fetch that it starts or waits for.
+  bool fetch = true;                      // Else NotFound unless it is here or on its way.
+  GivenUp given_up;
+};
+// The block stays valid as long as it is held.
+using BlockCallback = absl::AnyInvocable<void(absl::StatusOr<BlockRef>) &&>;
 
 // The parts of the process that all objects share. All must outlive every object.
 struct Shared {
@@ -54,6 +67,9 @@ struct Shared {
   BufferPool* pool = nullptr;
   FetchQueue* queue = nullptr;
   MemoryCache* memory = nullptr;
+  // False in a process whose readers are elsewhere and read the cache: blocks that were fetched
+  // ahead do not wait in memory for their first reader.
+  bool keeps_unread = true;
   base::Clock* clock = base::RealClock();
   std::atomic<uint64_t> store_errors{0};
   std::atomic<uint64_t> cache_errors{0};
@@ -78,12 +94,19 @@ class Object : public std::enable_shared_from_this<Object> {
   // Reads [offset, offset + size), cut at the object's end; size <= kReadMax.
   void Read(uint64_t offset, uint64_t size, ReadCallback done);
 
+  // REQUIRES: the block is within the object.
+  void ReadBlock(BlockRequest request, BlockCallback done);
+
   // Fetches what is missing of the range without anybody waiting. `done`, which may be null, runs
   // when every block of it arrived and was offered to the cache, or with the first error.
-  void Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done = nullptr);
+  void Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done = nullptr,
+                GivenUp given_up = nullptr);
 
-  // Abandons fetches that nobody waits for: the last reader has left.
+  // Abandons fetches that nobody waits for: a reader has left.
   void CancelPrefetch();
+
+  // The cached file, if the cache has taken the object. May be evicted.
+  std::shared_ptr<tier::CachedFile> cached() const;
 
   // Every byte is in the cache. Cheap: asked at each open.
   bool Complete();
@@ -117,7 +140,6 @@ class Object : public std::enable_shared_from_this<Object> {
 
   uint64_t BlockCount() const { return (key_.size + kBlockSize - 1) / kBlockSize; }
   uint64_t BlockBytes(uint64_t index) const;
-  std::shared_ptr<tier::CachedFile> cached() const;
   // The cached file, admitted again if it was refused or evicted meanwhile.
   std::shared_ptr<tier::CachedFile> CachedForFill();
 

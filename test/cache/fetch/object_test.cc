@@ -59,6 +59,28 @@ class Waiter {
   Answer answer_;
 };
 
+// The same for one block.
+class BlockWaiter {
+ public:
+  BlockCallback Callback() {
+    return [this](absl::StatusOr<BlockRef> block) {
+      base::MutexLock lock(&mutex_);
+      block_ = std::move(block);
+      changed_.NotifyAll();
+    };
+  }
+  const absl::StatusOr<BlockRef>& Wait() {
+    base::MutexLock lock(&mutex_);
+    while (absl::IsUnknown(block_.status())) changed_.Wait(&mutex_);
+    return block_;
+  }
+
+ private:
+  base::Mutex mutex_;
+  base::CondVar changed_;
+  absl::StatusOr<BlockRef> block_ = absl::UnknownError("not yet");
+};
+
 // Says where two texts differ instead of printing megabytes.
 testing::AssertionResult Same(const std::string& got, const std::string& want) {
   if (got == want) return testing::AssertionSuccess();
@@ -269,6 +291,57 @@ TEST_F(ObjectTest, CancelledPrefetchStopsButNotForAReaderThatWaits) {
   queue_->Stop();
   // The one in progress, and the flight of 4 MiB that the reader waited for.
   EXPECT_LE(store_->requests().size(), 2u);
+}
+
+TEST_F(ObjectTest, ABlockIsHeldAsLongAsSomebodyWantsIt) {
+  const uint64_t size = 3 * kMiB + 100;
+  auto object = MakeObject("a", size);
+  for (const uint64_t index : {uint64_t{0}, uint64_t{24}, uint64_t{24}}) {  // Store, store, cache.
+    BlockWaiter waiter;
+    object->ReadBlock({.index = index}, waiter.Callback());
+    const absl::StatusOr<BlockRef> block = waiter.Wait();
+    ASSERT_TRUE(block.ok()) << block.status();
+    EXPECT_TRUE(Same(std::string((*block)->bytes()),
+                     PatternBytes("a", "v1", index * kBlockSize,
+                                  std::min(kBlockSize, size - index * kBlockSize))));
+  }
+  EXPECT_EQ(store_->requests().size(), 2u);
+}
+
+TEST_F(ObjectTest, ABlockThatNobodyFetchesIsNotFetched) {
+  const auto object = MakeObject("a", 8 * kMiB);
+  BlockWaiter nothing;
+  object->ReadBlock({.index = 3, .fetch = false}, nothing.Callback());
+  EXPECT_TRUE(absl::IsNotFound(nothing.Wait().status()));
+  store_->Hold();
+  object->Prefetch(0, kMiB, Priority::kBulk);
+  BlockWaiter coming;
+  object->ReadBlock({.index = 3, .priority = Priority::kBulk, .fetch = false}, coming.Callback());
+  store_->Open();
+  EXPECT_TRUE(coming.Wait().ok()) << coming.Wait().status();
+  EXPECT_EQ(store_->requests().size(), 1u);
+}
+
+TEST_F(ObjectTest, WhatItsOnlyReaderGaveUpIsAbandonedAndNothingElse) {
+  Make(64 * kMiB, 64 * kMiB, 2);
+  store_->Hold();
+  const auto object = MakeObject("a", 16 * kMiB);
+  const auto given_up = std::make_shared<std::atomic<bool>>(false);
+  BlockWaiter mine;
+  BlockWaiter others;
+  object->ReadBlock({.index = 0, .given_up = given_up}, mine.Callback());
+  store_->AwaitGets(1);
+  object->Prefetch(4 * kMiB, 8 * kMiB, Priority::kBulk, nullptr, given_up);
+  object->ReadBlock({.index = 40}, others.Callback());
+  *given_up = true;
+  object->CancelPrefetch();
+  store_->Open();
+  EXPECT_TRUE(absl::IsCancelled(mine.Wait().status())) << mine.Wait().status();
+  EXPECT_TRUE(others.Wait().ok()) << others.Wait().status();
+  queue_->Stop();
+  for (const store::GetRequest& request : store_->requests()) {
+    EXPECT_LT(request.offset, 8 * kMiB);  // The flight behind, which nobody wants.
+  }
 }
 
 TEST_F(ObjectTest, DemandOvertakesBulkLoads) {
