@@ -6,6 +6,10 @@
 // Schindelhauer and Schomaker 2005): the highest is the owner, the next ones hold the replicas and
 // take over when it is away. Adding or removing a member moves only its own share.
 //
+//   e = StableHash64(source, path, extent as 8 bytes)        common/base/hash.h; numbers are
+//   m = StableHash64(e as 8 bytes, member's id)              little-endian
+//   h = (m / 2^11, rounded down, + 0.5) / 2^53
+//
 // Pure; safe on any thread.
 #pragma once
 
@@ -23,7 +27,7 @@ inline constexpr uint64_t kExtentSizeDefault = 64 << 20;
 
 struct PlacedMember {
   std::string id;         // Welcome::worker.
-  uint64_t weight = 1;    // Bytes of capacity.
+  uint64_t weight = 1;    // Bytes of capacity; 0 counts as 1.
   bool draining = false;  // Never an owner; ranked behind all others, to be asked for what it has.
 };
 
@@ -33,7 +37,7 @@ using Ranking = absl::InlinedVector<size_t, 8>;  // Indexes of members, best fir
 Ranking Rank(absl::Span<const PlacedMember> members, absl::string_view source,
              absl::string_view path, uint64_t extent);
 
-// The extent that `offset` lies in; 0 for a file that is placed whole.
-uint64_t ExtentOf(uint64_t offset, uint64_t file_size, uint64_t extent_size);
+// The extent that `offset` lies in. A file that is not larger than one extent has only extent 0.
+inline uint64_t ExtentOf(uint64_t offset, uint64_t extent_size) { return offset / extent_size; }
 
 }  // namespace millrace::pool

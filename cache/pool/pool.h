@@ -27,6 +27,7 @@ struct PoolOptions {
   std::vector<std::string> workers;
   std::string cluster = "millrace";
   std::string self;         // The id of the worker whose pool this is: never asked. Else empty.
+  std::string peer;         // Who asks, for the workers' logs; empty: self, or the host's name.
   std::string certificate;  // PEM files for mutual TLS: all three or none.
   std::string key;
   std::string authority;
@@ -35,6 +36,7 @@ struct PoolOptions {
   absl::Duration members_refresh =
       absl::Seconds(5);          // How often names are resolved, members asked.
   base::Clock* clock = nullptr;  // Null: the machine's.
+  uint64_t seed = 0;             // Of delays by chance; 0: by chance too.
 };
 
 struct MemberStatus {
@@ -62,13 +64,16 @@ class Pool {
   virtual ~Pool() = default;
 
   // The source as seen through the pool: gets from workers, from `store` what no worker gives.
-  // `source` is its identity. The pool must outlive the store.
+  // `source` is its identity. The pool must outlive the store. In a worker's own pool, its place in
+  // the ranking means `store`: who made that knows where its own bytes are. Listing and Stat are
+  // the store's.
   virtual std::shared_ptr<store::Store> Wrap(std::string source,
                                              std::shared_ptr<store::Store> store) = 0;
 
   // For a worker that owns a part of the file and lacks it: the other ranks are asked for what they
   // have (Role::kCached), in order, then `store`. Brings an extent from its owner before the pool
-  // changed, and a replica from the first in rank.
+  // changed, and a replica from the first in rank. Not all are asked, and none for long: as many
+  // as there are replicas and two, and those that are draining.
   virtual std::shared_ptr<store::Store> WrapForOwner(std::string source,
                                                      std::shared_ptr<store::Store> store) = 0;
 
@@ -77,8 +82,14 @@ class Pool {
   virtual absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenLocal(
       const tier::FileKey& file) = 0;
 
-  // Lets the owners of [offset, offset + length) load it. Returns when they have; the bytes that
-  // are present then.
+  // The index of a source, or its difference from version `have` (Pool knows neither's format),
+  // from the owner of (source, "", extent 0) or who is next in rank. NotFound: it has none;
+  // Unavailable: nobody answers. After a failure the sink has seen a prefix of no use.
+  virtual absl::Status Index(const std::string& source, uint64_t have, store::BodySink sink,
+                             const store::CallOptions& call) = 0;
+
+  // Lets the owners of [offset, offset + length) load it, several at once. Returns when they have;
+  // the bytes that are present then. Unavailable when no worker answers.
   virtual absl::StatusOr<proto::Done> Load(const tier::FileKey& file, uint64_t offset,
                                            uint64_t length, const store::CallOptions& call) = 0;
 
