@@ -31,4 +31,13 @@ std::string StableHashHex(std::initializer_list<absl::string_view> parts) {
   return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
 }
 
+uint64_t SeededHash64(absl::string_view text, uint64_t seed) {
+  return XXH3_64bits_withSeed(text.data(), text.size(), seed);
+}
+
+Hash128 ContentHash128(absl::string_view bytes) {
+  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
+  return {hash.low64, hash.high64};
+}
+
 }  // namespace millrace::base

@@ -16,4 +16,16 @@ uint64_t StableHash64(std::initializer_list<absl::string_view> parts);
 // 128 bits as 32 lower-case hexadecimal digits: names of cache files.
 std::string StableHashHex(std::initializer_list<absl::string_view> parts);
 
+// XXH3 of `text` under a seed, for tables whose keys somebody else chooses.
+uint64_t SeededHash64(absl::string_view text, uint64_t seed);
+
+// XXH3, 128 bits, of bytes that are to be told from other bytes.
+struct Hash128 {
+  uint64_t low = 0;
+  uint64_t high = 0;
+
+  friend bool operator==(const Hash128&, const Hash128&) = default;
+};
+Hash128 ContentHash128(absl::string_view bytes);
+
 }  // namespace millrace::base
