@@ -9,6 +9,16 @@ find_package(prometheus-cpp REQUIRED)
 find_package(LibXml2 REQUIRED)
 pkg_check_modules(URING REQUIRED IMPORTED_TARGET liburing)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+# By name: pkg-config walks gRPC's tree of packages for ten seconds, and shared libraries know what
+# they need.
+find_package(Protobuf REQUIRED)
+find_library(GRPCPP_LIBRARY grpc++ REQUIRED)
+find_library(GRPC_LIBRARY grpc REQUIRED)
+find_library(GPR_LIBRARY gpr REQUIRED)
+add_library(millrace_grpc INTERFACE)
+target_link_libraries(millrace_grpc INTERFACE
+  ${GRPCPP_LIBRARY} ${GRPC_LIBRARY} ${GPR_LIBRARY} protobuf::libprotobuf)
+find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
 # The system's libfuse where it is new enough (3.17 has passthrough, 3.18 the io_uring transport),
 # else the one that `./dev` built in build/deps.
 if(EXISTS ${CMAKE_SOURCE_DIR}/build/deps/fuse3)
