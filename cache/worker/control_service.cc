@@ -47,9 +47,9 @@ class GrpcControlService final : public ControlService, private wire::Worker::Se
 
   absl::Status Listen() {
     proto::UseOurLog();
-    ASSIGN_OR_RETURN(
-        const std::shared_ptr<grpc::ServerCredentials> credentials,
-        proto::ServerCredentials({options_.certificate, options_.key, options_.authority}));
+    ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
+                     proto::ServerCredentials({options_.certificate, options_.key,
+                                               options_.authority, options_.look_every}));
     grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
     const std::string address = absl::StartsWith(options_.address, ":")

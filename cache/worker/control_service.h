@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "cache/worker/worker.h"
 
 namespace millrace::worker {
@@ -18,7 +19,8 @@ struct ControlOptions {
   // PEM files for mutual TLS: all three or none. Read again when they change.
   std::string certificate;
   std::string key;
-  std::string authority;  // Of the clients' certificates.
+  std::string authority;                         // Of the clients' certificates.
+  absl::Duration look_every = absl::Seconds(5);  // At the files; whole seconds.
   // Loads, and clients that follow a drain, at once; more get ResourceExhausted. Each has a thread.
   int streams_max = 16;
 };

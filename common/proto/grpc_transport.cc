@@ -19,8 +19,6 @@ namespace millrace::proto {
 namespace {
 
 constexpr size_t kPemMax = 1 << 20;
-// How often gRPC looks at the files. A secret of Kubernetes takes a minute to arrive anyway.
-constexpr unsigned kFilesEverySeconds = 5;
 // gRPC's limit for all headers of an answer is 8 KiB, and a byte may take three of them.
 constexpr size_t kMessageTextMax = 2048;
 constexpr absl::Duration kLogEvery = absl::Seconds(1);
@@ -49,7 +47,8 @@ absl::StatusOr<Provider> ProviderOf(const GrpcTls& tls) {
   RETURN_IF_ERROR(CheckPem("--key", tls.key));
   RETURN_IF_ERROR(CheckPem("--authority", tls.authority));
   return Provider(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-      tls.key, tls.certificate, tls.authority, kFilesEverySeconds));
+      tls.key, tls.certificate, tls.authority,
+      static_cast<unsigned>(absl::ToInt64Seconds(tls.look_every))));
 }
 
 void Complain(gpr_log_func_args* args) {

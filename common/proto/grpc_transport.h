@@ -7,18 +7,21 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/support/status.h"
 
 namespace millrace::proto {
 
-// PEM files of mutual TLS: all three or none. They are read again a few seconds after they changed,
-// for new connections.
+// PEM files of mutual TLS: all three or none. They are read again when they changed, for new
+// connections.
 struct GrpcTls {
   std::string certificate;
   std::string key;
   std::string authority;  // What the other side's certificate must come from.
+  // How often to look, in whole seconds. A secret of Kubernetes takes a minute to arrive anyway.
+  absl::Duration look_every = absl::Seconds(5);
 };
 
 // Without files: plain text. InvalidArgument for one or two files; for a file that cannot be read
