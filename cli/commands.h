@@ -18,6 +18,7 @@ int WarmMain(const Arguments& arguments);
 int EvictMain(const Arguments& arguments);
 int StatusMain(const Arguments& arguments);
 int UpgradeMain(const Arguments& arguments);
+int WorkerMain(const Arguments& arguments);  // Returns only on failure.
 
 // `mount` with a given keeper program, in the background: what MountMain does once it has found the
 // program, apart for tests.

@@ -38,8 +38,10 @@ int EvictMain(const Arguments& arguments) {
   bool json = false;
   base::FlagSet flags(
       {.usage = "millrace evict [OPTION...] MOUNTPOINT [PATH...]",
-       .summary = "Drops the data below the paths (default: everything) from the cache of a mount. "
-                  "Readers do not notice: what they read next comes from the store again.",
+       .summary =
+           "Drops the data below the paths (default: everything) from the cache of a mount. "
+           "Readers do not notice: what they read next comes from the store again. What cache "
+           "workers have stays there; millrace worker evict drops it.",
        .examples = {"millrace evict /data", "millrace evict /data train/old"}});
   flags.Switch("json", &json, "print JSON");
   const absl::StatusOr<base::ParsedArguments> parsed = flags.Parse(arguments);

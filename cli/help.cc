@@ -18,6 +18,7 @@ Commands:
   warm MOUNTPOINT [PATH...]     load data into the cache before it is needed
   evict MOUNTPOINT [PATH...]    drop data from the cache
   upgrade [MOUNTPOINT...]       replace the daemons of mounts with the installed version, in use
+  worker status|drain|evict     what cache workers do, and how they leave
   bench epoch|read|stat|...     load generators, against any directory
   version                       print the version
   help [COMMAND]                print this text, or that of a command
@@ -36,8 +37,9 @@ Exit status: 0 done; 1 failed; 2 wrong usage.
 std::string HelpOfAll() { return kHelp; }
 
 std::string UnknownCommand(const std::string& word) {
-  const std::string nearest = base::Nearest(
-      word, {"mount", "umount", "status", "warm", "evict", "upgrade", "bench", "version", "help"});
+  const std::string nearest =
+      base::Nearest(word, {"mount", "umount", "status", "warm", "evict", "upgrade", "worker",
+                           "bench", "version", "help"});
   return absl::StrCat("unknown command \"", word, "\"",
                       nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"),
                       nearest.empty() ? ";" : "", " millrace help lists all commands");

@@ -50,7 +50,7 @@ absl::StatusOr<std::string> FindProgram(absl::string_view name) {
   return program;
 }
 
-absl::Status ExecKeeper(const std::string& program, const std::vector<std::string>& arguments) {
+absl::Status ExecProgram(const std::string& program, const std::vector<std::string>& arguments) {
   std::vector<std::string> words = {program};
   words.insert(words.end(), arguments.begin(), arguments.end());
   execv(program.c_str(), Argv(&words).data());

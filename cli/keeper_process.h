@@ -14,11 +14,11 @@
 
 namespace millrace::cli {
 
-// millrace-keeper, or millrace-fuse, beside this program. NotFound says what to install.
+// A program of ours beside this one, as millrace-keeper. NotFound says what to install.
 absl::StatusOr<std::string> FindProgram(absl::string_view name);
 
-// Replaces this process with the keeper: for --foreground and --help. Returns only on failure.
-absl::Status ExecKeeper(const std::string& program, const std::vector<std::string>& arguments);
+// Replaces this process with the program. Returns only on failure.
+absl::Status ExecProgram(const std::string& program, const std::vector<std::string>& arguments);
 
 struct StartedKeeper {
   pid_t pid = 0;

@@ -31,7 +31,9 @@ int Run(int argc, char** argv) {
       return 0;
     }
     command = argv[2];
-    arguments = {"--help"};
+    // `help worker drain` is `worker drain --help`.
+    arguments.assign(argv + 3, argv + argc);
+    arguments.push_back("--help");
   }
   if (command == "mount") return MountMain(arguments);
   if (command == "umount" || command == "unmount") return UmountMain(arguments);
@@ -39,6 +41,7 @@ int Run(int argc, char** argv) {
   if (command == "evict") return EvictMain(arguments);
   if (command == "status") return StatusMain(arguments);
   if (command == "upgrade") return UpgradeMain(arguments);
+  if (command == "worker") return WorkerMain(arguments);
   if (command == "bench") return bench::BenchMain(argc - 1, argv + 1);
   if (command == "version" || command == "--version") return Version();
   fprintf(stderr, "millrace: %s\n", UnknownCommand(std::string(command)).c_str());

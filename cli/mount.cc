@@ -162,7 +162,7 @@ int MountMain(const Arguments& arguments) {
   if (!program.ok()) return Report(program.status());
   if (HasOption(arguments, "--foreground") || HasOption(arguments, "--help") ||
       HasOption(arguments, "-h")) {
-    return Report(ExecKeeper(*program, arguments));
+    return Report(ExecProgram(*program, arguments));
   }
   return MountInBackground(*program, arguments);
 }

@@ -39,11 +39,11 @@ std::string TimeLeft(const control::WarmProgress& progress) {
 
 }  // namespace
 
-std::string ProgressText(const control::WarmProgress& progress) {
+std::string ProgressText(const control::WarmProgress& progress, absl::string_view things) {
   const absl::string_view of = progress.total_known ? " of " : " of at least ";
   std::string text = absl::StrCat(
       base::FormatBytes(progress.bytes_done), of, base::FormatBytes(progress.bytes_total), "  ",
-      GroupDigits(progress.files_done), " of ", GroupDigits(progress.files_total), " files");
+      GroupDigits(progress.files_done), " of ", GroupDigits(progress.files_total), " ", things);
   if (progress.bytes_per_second >= 1) {
     absl::StrAppend(&text, "  ",
                     base::FormatBytes(static_cast<uint64_t>(progress.bytes_per_second)), "/s");
@@ -55,8 +55,9 @@ std::string ProgressText(const control::WarmProgress& progress) {
   return text;
 }
 
-std::string ProgressLine(const control::WarmProgress& progress, int columns) {
-  std::string text = ProgressText(progress);
+std::string ProgressLine(const control::WarmProgress& progress, absl::string_view things,
+                         int columns) {
+  const std::string text = ProgressText(progress, things);
   if (!progress.total_known) return text;
   const double share = Share(progress);
   // 100% is said when everything is done, not when it is nearly so.

@@ -41,13 +41,13 @@ class Reporter {
   void Show(const base::Json& line) {
     const control::WarmProgress progress = control::WarmProgressFromJson(line);
     if (!json_ && line_.enabled()) {
-      line_.Show(ProgressLine(progress, TerminalColumns(STDOUT_FILENO) - 1));
+      line_.Show(ProgressLine(progress, "files", TerminalColumns(STDOUT_FILENO) - 1));
       return;
     }
     const absl::Duration now = base::RealClock()->Monotonic();
     if (now - last_ < (json_ ? kJsonInterval : kPlainInterval)) return;
     last_ = now;
-    printf("%s\n", json_ ? base::JsonLine(line).c_str() : ProgressText(progress).c_str());
+    printf("%s\n", json_ ? base::JsonLine(line).c_str() : ProgressText(progress, "files").c_str());
     fflush(stdout);
   }
 

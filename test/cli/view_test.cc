@@ -57,13 +57,13 @@ control::WarmProgress Half() {
 }
 
 TEST(ProgressTest, FillsTheWidthWithABar) {
-  EXPECT_EQ(ProgressLine(Half(), 100),
+  EXPECT_EQ(ProgressLine(Half(), "files", 100),
             "[===============>              ]  50%  1.0 GiB of 2.0 GiB  1,203 of 2,400 files  "
             "256 MiB/s  4s left");
-  const std::string facts = ProgressLine(Half(), 10);  // No room for a bar.
+  const std::string facts = ProgressLine(Half(), "files", 10);  // No room for a bar.
   EXPECT_THAT(facts, Not(HasSubstr("[")));
   for (int columns = 1; columns < 200; ++columns) {
-    const std::string line = ProgressLine(Half(), columns);
+    const std::string line = ProgressLine(Half(), "files", columns);
     EXPECT_TRUE(line == facts || static_cast<int>(line.size()) <= columns) << line;
   }
 }
@@ -71,21 +71,21 @@ TEST(ProgressTest, FillsTheWidthWithABar) {
 TEST(ProgressTest, SaysWhatItDoesNotKnow) {
   control::WarmProgress progress = Half();
   progress.total_known = false;
-  EXPECT_EQ(ProgressLine(progress, 100),
+  EXPECT_EQ(ProgressLine(progress, "files", 100),
             "1.0 GiB of at least 2.0 GiB  1,203 of 2,400 files  256 MiB/s");
   progress = control::WarmProgress();
-  EXPECT_EQ(ProgressLine(progress, 100), "0 B of at least 0 B  0 of 0 files");
+  EXPECT_EQ(ProgressLine(progress, "files", 100), "0 B of at least 0 B  0 of 0 files");
 }
 
 TEST(ProgressTest, EndsAtAHundredPercentAndNoSooner) {
   control::WarmProgress progress = Half();
   progress.bytes_done = progress.bytes_total - 1;
-  EXPECT_THAT(ProgressLine(progress, 100), HasSubstr("]  99%"));
+  EXPECT_THAT(ProgressLine(progress, "files", 100), HasSubstr("]  99%"));
   progress.bytes_done = progress.bytes_total;
-  EXPECT_THAT(ProgressLine(progress, 100), HasSubstr("=] 100%"));
+  EXPECT_THAT(ProgressLine(progress, "files", 100), HasSubstr("=] 100%"));
   progress.bytes_done = 2 * progress.bytes_total;  // Objects grew meanwhile.
-  EXPECT_THAT(ProgressLine(progress, 100), HasSubstr("=] 100%"));
-  EXPECT_THAT(ProgressLine(progress, 100), Not(HasSubstr("left")));
+  EXPECT_THAT(ProgressLine(progress, "files", 100), HasSubstr("=] 100%"));
+  EXPECT_THAT(ProgressLine(progress, "files", 100), Not(HasSubstr("left")));
 }
 
 TEST(ProgressTest, SurvivesAbsurdNumbers) {
@@ -93,12 +93,12 @@ TEST(ProgressTest, SurvivesAbsurdNumbers) {
   progress.bytes_total = UINT64_MAX;
   progress.bytes_per_second = 1e-300;
   progress.files_failed = 3;
-  const std::string text = ProgressText(progress);
+  const std::string text = ProgressText(progress, "files");
   EXPECT_THAT(text, HasSubstr("3 failed"));
   EXPECT_THAT(text, Not(HasSubstr("left")));
   progress.bytes_total = 0;
   progress.files_total = 0;
-  EXPECT_THAT(ProgressLine(progress, 100), HasSubstr("100%"));
+  EXPECT_THAT(ProgressLine(progress, "files", 100), HasSubstr("100%"));
 }
 
 control::StatusReport Report() {
