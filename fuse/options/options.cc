@@ -12,10 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "cache/config/runtime_config.h"
 #include "common/base/file_text.h"
 #include "common/base/flags.h"
 #include "common/base/status_macros.h"
-#include "fuse/options/runtime_config.h"
 
 namespace millrace::options {
 namespace {
@@ -256,7 +256,7 @@ std::string ConfigPath(const base::ParsedArguments& parsed) {
 
 absl::Status ApplyConfig(absl::string_view json, const base::ParsedArguments& parsed,
                          base::FlagSet* flags, MountOptions* options) {
-  ASSIGN_OR_RETURN(RuntimeConfig config, ParseRuntimeConfig(json));
+  ASSIGN_OR_RETURN(config::RuntimeConfig config, config::ParseRuntimeConfig(json, "client"));
   options->sources = std::move(config.sources);
   options->mountpoint = std::move(config.target_path);
   options->read_write = config.read_write;

@@ -1,6 +1,6 @@
 // What a mount is asked to be: the options of `millrace mount`, parsed.
 //
-// Two origins, one set of names: the command line and a runtime.json (runtime_config.h). The file
+// Two origins, one set of names: the command line and a runtime.json (cache/config). The file
 // is applied first, the command line overrides it. Nothing here looks at the machine beyond
 // reading that file: validate.h does.
 //

@@ -19,7 +19,7 @@ LINES_HINT = 800
 
 COMMON = {"common/base", "common/control", "common/io", "common/http", "common/metrics",
           "common/net", "common/proto"}
-CACHE = {"cache/store", "cache/tier", "cache/fetch", "cache/index", "cache/pool"}
+CACHE = {"cache/config", "cache/store", "cache/tier", "cache/fetch", "cache/index", "cache/pool"}
 FUSE = {"fuse/options", "fuse/vfs", "fuse/adapter", "fuse/keeper", "fuse/daemon"}
 EVERYTHING = COMMON | CACHE | FUSE | {"cache/worker", "cli", "bench", "test"}
 
@@ -34,12 +34,14 @@ MAY_INCLUDE = {
     "common/proto": {"common/base"},
     "cache/store": COMMON,
     "cache/tier": COMMON | {"cache/store"},
+    # What runtime.json says of tiers, for a mount's options and a worker's.
+    "cache/config": COMMON | {"cache/tier"},
     "cache/fetch": COMMON | {"cache/store", "cache/tier"},
     "cache/index": COMMON | {"cache/store"},
     "cache/pool": COMMON | {"cache/store", "cache/tier", "cache/index"},
     "cache/worker": COMMON | CACHE,
     # The parser of --tier is the tier's own, and which files a source reads its store's.
-    "fuse/options": COMMON | {"cache/store", "cache/tier", "cache/pool"},
+    "fuse/options": COMMON | {"cache/config", "cache/store", "cache/tier", "cache/pool"},
     "fuse/vfs": COMMON | CACHE,
     "fuse/adapter": COMMON | {"fuse/vfs"},
     "fuse/daemon": COMMON | CACHE | FUSE,

@@ -1,4 +1,4 @@
-// Unit tests of fuse/options/{options,runtime_config,validate}: what a mount is asked to be.
+// Unit tests of fuse/options/{options,validate}: what a mount is asked to be.
 #include "fuse/options/options.h"
 
 #include <stdlib.h>
@@ -15,7 +15,6 @@
 #include "common/base/mount_table.h"
 #include "common/base/paths.h"
 #include "fuse/options/local_files.h"
-#include "fuse/options/runtime_config.h"
 #include "fuse/options/validate.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

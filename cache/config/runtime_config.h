@@ -1,4 +1,5 @@
-// The file of --config: the runtime.json that a cache runtime's containers find in a cluster.
+// The file of --config: the runtime.json that a cache runtime's containers find in a cluster. One
+// file is for all of them; each takes what is for all, and the part with its component's name.
 //
 //   {
 //     "mounts": [{"mountPoint": "s3://bucket/dir", "name": "train", "path": "/train",
@@ -9,7 +10,8 @@
 //     "client": {
 //       "options": {"memory-limit": "1Gi", "metrics": ":7462"},
 //       "tieredStoreLevels": [{"mountPaths": ["/dev/shm"], "mediumType": "MEM",
-//                              "quotas": ["2Gi"], "high": "0.95", "low": "0.7"}]}
+//                              "quotas": ["2Gi"], "high": "0.95", "low": "0.7"}]},
+//     "worker": {"options": {…}, "tieredStoreLevels": […]}
 //   }
 //
 // Fields that are not known are ignored (other engines have theirs); a known field of a wrong type
@@ -24,7 +26,7 @@
 #include "absl/strings/string_view.h"
 #include "cache/tier/tiered_cache.h"
 
-namespace millrace::options {
+namespace millrace::config {
 
 struct RuntimeConfig {
   // NAME=URL?options. A mount whose path is "/" has no name: it is the root. Secrets stay in
@@ -33,10 +35,12 @@ struct RuntimeConfig {
   std::string target_path;
   bool read_write = false;  // An access mode asks for it.
   std::vector<tier::TierOptions> tiers;
-  // client.options, values as text, in the order of their names.
+  // Of the component, values as text, in the order of their names.
   std::vector<std::pair<std::string, std::string>> options;
 };
 
-absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view json);
+// `component` is "client" or "worker"; tiers and options are those of that part.
+absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view json,
+                                                 const std::string& component);
 
-}  // namespace millrace::options
+}  // namespace millrace::config

@@ -1,4 +1,4 @@
-#include "fuse/options/runtime_config.h"
+#include "cache/config/runtime_config.h"
 
 #include <cmath>
 
@@ -12,7 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 
-namespace millrace::options {
+namespace millrace::config {
 namespace {
 
 using base::Json;
@@ -196,7 +196,8 @@ absl::Status ParseLevel(const Json& level, absl::string_view where,
 
 }  // namespace
 
-absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text) {
+absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text,
+                                                 const std::string& component) {
   ASSIGN_OR_RETURN(const Json json, base::ParseJson(text));
   if (!json.is_object()) return WrongType("the file", "a JSON object", json);
   RuntimeConfig config;
@@ -211,16 +212,17 @@ absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text) {
   for (const std::string& mode : modes) {
     config.read_write = config.read_write || absl::StartsWith(mode, "ReadWrite");
   }
-  const Json& client = base::JsonField(json, "client");
-  if (client.is_null()) return config;
-  if (!client.is_object()) return WrongType("client", "an object", client);
-  ASSIGN_OR_RETURN(config.options, MapField(client, "options", "client."));
-  ASSIGN_OR_RETURN(const Json* const levels, ObjectsField(client, "tieredStoreLevels", "client."));
+  const Json& part = base::JsonField(json, component.c_str());
+  if (part.is_null()) return config;
+  if (!part.is_object()) return WrongType(component, "an object", part);
+  const std::string where = component + ".";
+  ASSIGN_OR_RETURN(config.options, MapField(part, "options", where));
+  ASSIGN_OR_RETURN(const Json* const levels, ObjectsField(part, "tieredStoreLevels", where));
   for (size_t i = 0; i < levels->size(); ++i) {
-    RETURN_IF_ERROR(ParseLevel((*levels)[i], absl::StrCat("client.tieredStoreLevels[", i, "]."),
+    RETURN_IF_ERROR(ParseLevel((*levels)[i], absl::StrCat(where, "tieredStoreLevels[", i, "]."),
                                &config.tiers));
   }
   return config;
 }
 
-}  // namespace millrace::options
+}  // namespace millrace::config
