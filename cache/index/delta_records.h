@@ -1,5 +1,5 @@
-// The records of a delta: what became of directories and of their entries. Internal to delta.cc and
-// its tests.
+// The records of a delta: what became of directories and of their entries. Internal to this room
+// and its tests.
 //
 // Threads. Values.
 #pragma once
