@@ -160,7 +160,7 @@ class RealPool final : public Pool {
     return absl::NotFoundError(opened.status().message());
   }
 
-  absl::Status Index(const std::string& source, uint64_t have, store::BodySink sink,
+  absl::Status Index(const proto::IndexGet& get, store::BodySink sink,
                      const store::CallOptions& call) override;
   absl::StatusOr<proto::Done> Load(const tier::FileKey& file, uint64_t offset, uint64_t length,
                                    const store::CallOptions& call) override;
@@ -359,22 +359,20 @@ absl::Status PoolStore::Get(const store::GetRequest& request, store::BodySink si
   return absl::OkStatus();
 }
 
-absl::Status RealPool::Index(const std::string& source, uint64_t have, store::BodySink sink,
+absl::Status RealPool::Index(const proto::IndexGet& get, store::BodySink sink,
                              const store::CallOptions& call) {
   const absl::Duration deadline = clock().Monotonic() + call.timeout;
   const std::shared_ptr<const MemberList::View> view = View();
   size_t tries = 0;
   absl::Status failed = absl::UnavailableError("no worker answers");
-  for (const size_t index : Rank(view->placed, source, "", 0)) {
+  for (const size_t index : Rank(view->placed, get.source, "", 0)) {
     Member& member = *view->members[index];
     if (view->placed[index].id == options_.self || !member.usable()) continue;
     if (++tries > kTriesMax) break;
     bool used = false;
     const auto ask_alive = [&member] { return member.Probe(/*fresh=*/false); };
     const absl::FunctionRef<bool()> alive(ask_alive);
-    // An index may have to be built first.
-    Patience patience = PatienceOf(call, deadline, call.timeout);
-    patience.silence = call.timeout;
+    Patience patience = PatienceOf(call, deadline, options_.answer_timeout);
     patience.alive = &alive;
     const auto frames = [&](absl::string_view bytes, uint8_t) {
       used = true;
@@ -382,7 +380,7 @@ absl::Status RealPool::Index(const std::string& source, uint64_t have, store::Bo
     };
     const FrameSink frame_sink(frames);
     const Outcome outcome = member.Do(patience, &used, [&](Connection& connection) {
-      return connection.Index({source, have}, kIndexMax, frame_sink, patience);
+      return connection.Index(get, kIndexMax, frame_sink, patience);
     });
     if (outcome.end == End::kDone) return absl::OkStatus();
     // The sink has seen the beginning of one answer, which is not that of another.

@@ -82,10 +82,10 @@ class Pool {
   virtual absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenLocal(
       const tier::FileKey& file) = 0;
 
-  // The index of a source, or its difference from version `have` (Pool knows neither's format),
-  // from the owner of (source, "", extent 0) or who is next in rank. NotFound: it has none;
-  // Unavailable: nobody answers. After a failure the sink has seen a prefix of no use.
-  virtual absl::Status Index(const std::string& source, uint64_t have, store::BodySink sink,
+  // The answer to a question for an index (cache/index/answer.h), from the owner of (source, "",
+  // extent 0) or who is next in rank. NotFound: it has no such source; Unavailable: it has no index
+  // yet, or nobody answers. After a failure the sink has seen a prefix of no use.
+  virtual absl::Status Index(const proto::IndexGet& get, store::BodySink sink,
                              const store::CallOptions& call) = 0;
 
   // Lets the owners of [offset, offset + length) load it, several at once. Returns when they have;

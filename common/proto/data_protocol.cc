@@ -73,6 +73,7 @@ struct Visitor {
     } else if constexpr (std::is_same_v<Plain, IndexGet>) {
       archive.Field(m.source);
       archive.Field(m.have);
+      archive.Field(m.max_age_ms);
     } else if constexpr (std::is_same_v<Plain, Open>) {
       VisitFile(archive, m.file);
     } else {

@@ -53,7 +53,7 @@ enum class FrameType : uint8_t {
                   // the request's answer may still come, or end with ERROR (cancelled).
   kLoad = 19,     // Get: the worker is to have the range; answered by DONE when it has.
   kDone = 20,     // Done.
-  kIndex = 24,    // IndexGet; answered like kGet: the bytes of an index or a delta of one.
+  kIndex = 24,    // IndexGet; answered like kGet: what cache/index/format.md calls an answer.
   kOpen = 32,     // Open; Unix socket only; answered by OPENED with one descriptor (SCM_RIGHTS).
   kOpened = 33,   // Opened.
   kRelease = 34,  // Release: a lease is given back. Not answered.
@@ -135,6 +135,9 @@ struct IndexGet {
   std::string source;
   uint64_t have = 0;  // Version of the index the client has; 0: none. Answered by a delta from it
                       // where the worker still knows it, else by the whole index.
+  // The worker is to list the source again, for the next time, when its last listing began longer
+  // ago. It does so as often as it thinks right.
+  uint64_t max_age_ms = 0;
 };
 
 struct Open {

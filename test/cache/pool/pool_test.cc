@@ -475,10 +475,10 @@ TEST_F(PoolTest, Index) {
     got.append(piece.data(), piece.size());
     return true;
   };
-  ASSERT_TRUE(pool_->Index(kSource, 7, sink, {}).ok());
+  ASSERT_TRUE(pool_->Index({kSource, 7}, sink, {}).ok());
   EXPECT_EQ(got, "index of s3://bucket");
   for (auto& worker : workers_) worker->Kill();
-  EXPECT_TRUE(absl::IsUnavailable(pool_->Index(kSource, 7, sink, {})));
+  EXPECT_TRUE(absl::IsUnavailable(pool_->Index({kSource, 7}, sink, {})));
 }
 
 // --- The worker of this node ---

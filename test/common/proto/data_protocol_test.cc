@@ -95,9 +95,11 @@ TEST(DataProtocolTest, MessagesComeBackAsTheyWere) {
   EXPECT_EQ(done->fetched_from_store, 3u);
 
   const auto index = DecodeIndexGet(
-      PayloadOf(Encode(5, IndexGet{.source = "s", .have = 9}), FrameType::kIndex, 5));
+      PayloadOf(Encode(5, IndexGet{.source = "s", .have = 9, .max_age_ms = 7}),
+                               FrameType::kIndex, 5));
   ASSERT_TRUE(index.ok());
   EXPECT_EQ(index->have, 9u);
+  EXPECT_EQ(index->max_age_ms, 7u);
 
   const auto open = DecodeOpen(PayloadOf(Encode(6, Open{get.file}), FrameType::kOpen, 6));
   ASSERT_TRUE(open.ok());
