@@ -12,6 +12,7 @@ class CountingStore : public Store {
       : store_(std::move(store)), observer_(observer) {}
 
   absl::string_view kind() const override { return store_->kind(); }
+  uint64_t range_unit() const override { return store_->range_unit(); }
 
   absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
                                 size_t max_entries, const CallOptions& call) override {

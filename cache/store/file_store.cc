@@ -84,6 +84,7 @@ class FileStore : public Store {
       : root_(std::move(root)), root_fd_(std::move(fd)) {}
 
   absl::string_view kind() const override { return "file"; }
+  uint64_t range_unit() const override { return kRangeUnitPage; }
   absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
                                 size_t max_entries, const CallOptions& call) override;
   absl::StatusOr<Entry> Stat(const std::string& path, const CallOptions& call) override;
@@ -252,7 +253,7 @@ absl::Status FileStore::Get(const GetRequest& request, BodySink sink, const Call
                   POSIX_FADV_SEQUENTIAL);
   }
   const size_t buffer_bytes = std::min<uint64_t>(request.length, kPieceBytes);
-  const std::unique_ptr<char[]> buffer(new char[buffer_bytes]);
+  const std::unique_ptr<char[]> buffer(request.room == nullptr ? new char[buffer_bytes] : nullptr);
   const absl::Duration give_up = base::RealClock()->Monotonic() + call.timeout;
   for (uint64_t done = 0; done < request.length;) {
     if (call.cancelled != nullptr && call.cancelled->load(std::memory_order_relaxed)) {
@@ -261,15 +262,17 @@ absl::Status FileStore::Get(const GetRequest& request, BodySink sink, const Call
     if (base::RealClock()->Monotonic() > give_up) {
       return absl::DeadlineExceededError(absl::StrCat("file: get ", root_, "/", request.path));
     }
+    const absl::Span<char> space =
+        request.room == nullptr ? absl::MakeSpan(buffer.get(), buffer_bytes) : (*request.room)();
     const ssize_t bytes =
-        pread(fd.get(), buffer.get(), std::min<uint64_t>(buffer_bytes, request.length - done),
+        pread(fd.get(), space.data(), std::min<uint64_t>(space.size(), request.length - done),
               static_cast<off_t>(request.offset + done));
     if (bytes < 0 && errno == EINTR) continue;
     if (bytes < 0) return Error(errno, "get", request.path);
     // Checked before the piece is passed on: what the sink has seen is of one version.
     if (fstat(fd.get(), &st) != 0) return Error(errno, "get", request.path);
     if (bytes == 0 || VersionOf(st) != version) return Changed(request.path);
-    if (!sink(absl::string_view(buffer.get(), static_cast<size_t>(bytes)))) {
+    if (!sink(absl::string_view(space.data(), static_cast<size_t>(bytes)))) {
       return absl::CancelledError("file: get: stopped by the reader");
     }
     done += static_cast<uint64_t>(bytes);

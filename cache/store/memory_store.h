@@ -25,6 +25,7 @@ class MemoryStore : public Store {
   void PutClaimed(const std::string& path, uint64_t size, const std::string& version);
 
   absl::string_view kind() const override { return "memory"; }
+  uint64_t range_unit() const override { return kRangeUnitPage; }
   absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
                                 size_t max_entries, const CallOptions& call) override;
   absl::StatusOr<Entry> Stat(const std::string& path, const CallOptions& call) override;

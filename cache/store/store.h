@@ -31,6 +31,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 
 namespace millrace::store {
 
@@ -65,6 +66,9 @@ struct ListPage {
 // Where the bytes of a Get came from, for those who count (kStore unless somebody says otherwise).
 enum class BytesFrom : uint8_t { kStore, kWorker };
 
+// Where the next bytes of a body belong; valid until the sink's next call.
+using BodyRoom = absl::FunctionRef<absl::Span<char>()>;
+
 struct GetRequest {
   std::string path;
   uint64_t offset = 0;
@@ -76,13 +80,21 @@ struct GetRequest {
   // unknown), and how urgent the caller is (fetch::Priority as a number, 0 first).
   uint64_t file_size = 0;
   uint8_t urgency = 0;
-  // Set before the first piece reaches the sink; may be null.
+  // Set before the piece it is about reaches the sink; may be null.
   BytesFrom* from = nullptr;
+  // For a store that receives bytes itself: it may put the next ones here and then give them to the
+  // sink as a piece that begins here, which saves copying them. May be null.
+  const BodyRoom* room = nullptr;
 };
 
 // Takes the body in order, piece by piece; returns false to stop the transfer (Get then returns
 // Cancelled). `piece` is valid only during the call.
 using BodySink = absl::FunctionRef<bool(absl::string_view piece)>;
+
+// Of a store that charges by the request, or is far.
+inline constexpr uint64_t kRangeUnitDefault = 128 * 1024;
+// Of one that reads pages of a disk.
+inline constexpr uint64_t kRangeUnitPage = 4096;
 
 class Store {
  public:
@@ -90,6 +102,10 @@ class Store {
 
   // For people and metrics: "s3", "file", "http", ….
   virtual absl::string_view kind() const = 0;
+
+  // A reader who jumps about asks for ranges aligned to this, in bytes, a power of two: below it a
+  // Get costs the store as much as one of this size.
+  virtual uint64_t range_unit() const { return kRangeUnitDefault; }
 
   // One page of the directory `path`, directories included, sub-directories not entered, order as
   // the store has it. At most `max_entries` (a hint). NotFound when there is no such directory;

@@ -58,6 +58,8 @@ class CachedFile {
   virtual bool complete() const = 0;
   // The data file was unlinked: the holder may go on reading; nothing new is kept.
   virtual bool evicted() const = 0;
+  // The data file is another process's, which keeps it for this one (pool::ShortCircuitCache).
+  virtual bool borrowed() const { return false; }
 
   // What the data file lies on.
   virtual Medium medium() const = 0;
@@ -119,6 +121,9 @@ class OpenData {
   explicit OpenData(base::UniqueFd fd) : fd_(std::move(fd)) {}
   virtual ~OpenData() = default;
   int fd() const { return fd_.get(); }
+  // False when the file may be evicted though this is held, as after the lease of a borrowed file
+  // was lost. The descriptor goes on reading the same bytes.
+  virtual bool leased() const { return true; }
 
  private:
   const base::UniqueFd fd_;

@@ -1,6 +1,7 @@
 #include "test/support/pattern_store.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/base/hash.h"
 
@@ -27,9 +28,12 @@ absl::Status PatternStore::Get(const store::GetRequest& request, store::BodySink
   std::string version = "v1";
   absl::Status failure;
   uint64_t size = request.length;
+  bool uses_room = false;
   {
     base::MutexLock lock(&mutex_);
     gets_.push_back(request);
+    if (request.from != nullptr) *request.from = from_;
+    uses_room = uses_room_ && request.room != nullptr;
     changed_.NotifyAll();
     while (held_) changed_.Wait(&mutex_);
     if (const auto found = versions_.find(request.path); found != versions_.end()) {
@@ -53,10 +57,16 @@ absl::Status PatternStore::Get(const store::GetRequest& request, store::BodySink
   const std::string body = PatternBytes(request.path, version, request.offset, size);
   // Odd pieces, so that blocks and pieces do not line up.
   constexpr uint64_t kPiece = 50'021;
-  for (uint64_t at = 0; at < size; at += kPiece) {
-    if (!sink(absl::string_view(body).substr(at, kPiece))) {
-      return absl::CancelledError("the sink had enough");
+  for (uint64_t at = 0; at < size;) {
+    absl::string_view piece = absl::string_view(body).substr(at, kPiece);
+    if (uses_room) {
+      const absl::Span<char> room = (*request.room)();
+      piece = piece.substr(0, room.size());
+      std::memcpy(room.data(), piece.data(), piece.size());
+      piece = absl::string_view(room.data(), piece.size());
     }
+    at += piece.size();
+    if (!sink(piece)) return absl::CancelledError("the sink had enough");
   }
   return failure;
 }
@@ -64,6 +74,26 @@ absl::Status PatternStore::Get(const store::GetRequest& request, store::BodySink
 void PatternStore::SetVersion(const std::string& path, const std::string& version) {
   base::MutexLock lock(&mutex_);
   versions_[path] = version;
+}
+
+void PatternStore::SetFrom(store::BytesFrom from) {
+  base::MutexLock lock(&mutex_);
+  from_ = from;
+}
+
+void PatternStore::SetUsesRoom(bool uses) {
+  base::MutexLock lock(&mutex_);
+  uses_room_ = uses;
+}
+
+void PatternStore::SetRangeUnit(uint64_t bytes) {
+  base::MutexLock lock(&mutex_);
+  range_unit_ = bytes;
+}
+
+uint64_t PatternStore::range_unit() const {
+  base::MutexLock lock(&mutex_);
+  return range_unit_;
 }
 
 void PatternStore::Hold() {

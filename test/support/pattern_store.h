@@ -36,6 +36,12 @@ class PatternStore : public store::Store {
 
   // Objects have version "v1" until this.
   void SetVersion(const std::string& path, const std::string& version);
+  // What Gets say of where their bytes came from, whether they put them in the caller's room, and
+  // range_unit().
+  void SetFrom(store::BytesFrom from);
+  void SetUsesRoom(bool uses);
+  void SetRangeUnit(uint64_t bytes);
+  uint64_t range_unit() const override;
   // Gets wait before their first byte until Open.
   void Hold();
   void Open();
@@ -50,6 +56,9 @@ class PatternStore : public store::Store {
  private:
   mutable base::Mutex mutex_;
   base::CondVar changed_;
+  store::BytesFrom from_ ABSL_GUARDED_BY(mutex_) = store::BytesFrom::kStore;
+  bool uses_room_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t range_unit_ ABSL_GUARDED_BY(mutex_) = store::kRangeUnitDefault;
   bool held_ ABSL_GUARDED_BY(mutex_) = false;
   size_t fail_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status fail_status_ ABSL_GUARDED_BY(mutex_);
