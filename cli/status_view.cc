@@ -186,8 +186,12 @@ std::string RenderStatus(const StatusReport& report, absl::Time now) {
   AppendFact("hit ratio", Percent(control::HitRatio(report.reads)), &out);
   AppendFact("passthrough",
              absl::StrCat(GroupDigits(report.passthrough_opens), " opens of files of ",
-                          Bytes(report.passthrough_bytes),
-                          " in all; the kernel reads these by itself, uncounted"),
+                          Bytes(report.passthrough_bytes), " in all",
+                          report.passthrough_short_circuit_bytes == 0
+                              ? ""
+                              : absl::StrCat(", ", Bytes(report.passthrough_short_circuit_bytes),
+                                             " of them the worker's"),
+                          "; the kernel reads these by itself, uncounted"),
              &out);
   AppendFact("store",
              absl::StrCat(Bytes(report.store_bytes), " in ", GroupDigits(report.store_requests),

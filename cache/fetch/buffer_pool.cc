@@ -71,6 +71,7 @@ std::shared_ptr<Block> BufferPool::Acquire() {
   }
   if (block == nullptr) block = std::make_unique<Block>(Block{MapBuffer(), 0});
   block->size = 0;
+  block->origin = Origin::kLocal;
   return {block.release(), [this](Block* released) { Recycle(released); }};
 }
 

@@ -20,10 +20,19 @@ namespace millrace::fetch {
 
 inline constexpr uint64_t kBlockSize = tier::kBlockSize;
 
+// Where bytes came from, from near to far.
+//   kLocal         this process's cache
+//   kShortCircuit  a file of the worker on this node, through its descriptor
+//   kRemote        a worker that had them
+//   kStore         the store, whoever asked it
+enum class Origin : uint8_t { kLocal, kShortCircuit, kRemote, kStore };
+inline constexpr size_t kOrigins = 4;
+
 // The bytes of one block. Written by one fetch, then shared read-only.
 struct Block {
   char* data = nullptr;
   uint32_t size = 0;  // Of the object's bytes in it; capacity is kBlockSize.
+  Origin origin = Origin::kLocal;
   absl::string_view bytes() const { return {data, size}; }
 };
 using BlockRef = std::shared_ptr<const Block>;

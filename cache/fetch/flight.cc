@@ -25,19 +25,26 @@ void Flight::Run() {
     arrived.first = next;
     object_->Keep(std::move(kept));
   };
+  store::BytesFrom from = store::BytesFrom::kStore;
+  // The rest of the block that arrives; empty behind the last.
+  const auto room = [&]() -> absl::Span<char> {
+    if (next > last_block()) return {};
+    if (block == nullptr) {
+      block = pool->Acquire();
+      --reserved;
+    }
+    return {block->data + block->size, object_->BlockBytes(next) - block->size};
+  };
   const auto sink = [&](absl::string_view piece) {
     while (!piece.empty()) {
-      if (next > last_block()) return false;  // A store that sends more than it was asked for.
-      const uint64_t block_bytes = object_->BlockBytes(next);
-      if (block == nullptr) {
-        block = pool->Acquire();
-        --reserved;
-      }
-      const size_t taken = std::min<size_t>(piece.size(), block_bytes - block->size);
-      std::memcpy(block->data + block->size, piece.data(), taken);
+      const absl::Span<char> rest = room();
+      if (rest.empty()) return false;  // A store that sends more than it was asked for.
+      const size_t taken = std::min(piece.size(), rest.size());
+      if (piece.data() != rest.data()) std::memcpy(rest.data(), piece.data(), taken);
       block->size += taken;
+      block->origin = std::max(block->origin, OriginFrom(from));
       piece.remove_prefix(taken);
-      if (block->size == block_bytes) {
+      if (taken == rest.size()) {
         object_->OnBlock(std::exchange(block, nullptr), priority_, &arrived);
         if (++next % kKeptAtOnce == 0) keep();
       }
@@ -45,11 +52,12 @@ void Flight::Run() {
     return true;
   };
 
-  store::GetRequest request;
-  request.path = object_->key_.path;
-  request.offset = first_ * kBlockSize;
-  request.length = std::min((last_block() + 1) * kBlockSize, object_->key_.size) - request.offset;
-  request.version = object_->key_.version;
+  const uint64_t offset = first_ * kBlockSize;
+  const uint64_t end = std::min((last_block() + 1) * kBlockSize, object_->key_.size);
+  store::GetRequest request = object_->Request(offset, end - offset, priority_);
+  request.from = &from;
+  const store::BodyRoom room_ref = room;
+  request.room = &room_ref;
   store::CallOptions call;
   call.cancelled = &abandoned_;
   absl::Status status = object_->store_->Get(request, sink, call);

@@ -6,6 +6,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "cache/fetch/flight.h"
+#include "cache/fetch/scattered_read.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
 
@@ -112,7 +113,7 @@ class Object::PendingRead {
   std::atomic<uint64_t> remaining{0};
   // Slot i is written once, by whoever brings block first + i, before its PartDone.
   std::vector<BlockRef> blocks;
-  Origin origin = Origin::kLocal;
+  bool fetched = false;  // Some of the blocks were fetched for this read, or ahead of it.
   int attempts = 0;
   // One of these.
   ReadCallback done;
@@ -127,7 +128,8 @@ class Object::PendingRead {
 Object::Object(tier::FileKey key, std::shared_ptr<store::Store> store, Shared* shared)
     : key_(std::move(key)), store_(std::move(store)), shared_(shared) {
   base::MutexLock lock(&mutex_);
-  if (key_.size > 0) cached_ = shared_->cache->FindOrAdmit(key_);
+  if (key_.size > 0) SetCached(shared_->cache->FindOrAdmit(key_));
+  looked_at_ = shared_->clock->Monotonic();
 }
 
 Object::~Object() = default;
@@ -149,8 +151,30 @@ std::shared_ptr<tier::CachedFile> Object::CachedForFill() {
   if (!shared_->cache->HasRoomFor(key_)) return cached();
   std::shared_ptr<tier::CachedFile> admitted = shared_->cache->FindOrAdmit(key_);
   base::MutexLock lock(&mutex_);
-  if (admitted != nullptr) cached_ = std::move(admitted);
+  if (admitted != nullptr) SetCached(std::move(admitted));
   return cached_;
+}
+
+void Object::SetCached(std::shared_ptr<tier::CachedFile> file) {
+  cached_ = std::move(file);
+  origin_.store(cached_ != nullptr && cached_->borrowed() ? Origin::kShortCircuit : Origin::kLocal,
+                std::memory_order_relaxed);
+}
+
+void Object::LookForComplete() {
+  {
+    base::MutexLock lock(&mutex_);
+    const absl::Duration now = shared_->clock->Monotonic();
+    if (key_.size == 0 || (cached_ != nullptr && cached_->complete() && !cached_->evicted()) ||
+        now - looked_at_ < kLookAgain) {
+      return;
+    }
+    looked_at_ = now;
+  }
+  std::shared_ptr<tier::CachedFile> found = shared_->cache->Find(key_);
+  if (found == nullptr || !found->complete()) return;
+  base::MutexLock lock(&mutex_);
+  SetCached(std::move(found));
 }
 
 bool Object::Complete() {
@@ -227,13 +251,59 @@ void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {
       ReadResult result;
       result.pieces = {buffer};
       result.size = size;
+      result.origin = origin();
       std::move(done)(std::move(result));
       return;
     }
   }
   auto read = std::make_shared<PendingRead>(offset, size, std::move(done));
-  if (unread) read->origin = Origin::kStore;
+  read->fetched = unread;
   StartRead(std::move(read));
+}
+
+void Object::ReadScattered(uint64_t offset, uint64_t size, ReadCallback done) {
+  const uint64_t unit = store_->range_unit();
+  if (unit < kBlockSize && key_.size > kWholeMax && size > 0 && offset < key_.size) {
+    size = std::min(size, key_.size - offset);
+    const uint64_t begin = offset / unit * unit;
+    const uint64_t end = std::min((offset + size + unit - 1) / unit * unit, key_.size);
+    if (end - begin <= kBlockSize && MayBypass(begin / kBlockSize, (end - 1) / kBlockSize)) {
+      shared_->queue->Submit(std::make_shared<ScatteredRead>(
+                                 shared_from_this(), ScatteredRead::Range{begin, end - begin},
+                                 ScatteredRead::Range{offset, size}, std::move(done)),
+                             Priority::kDemand);
+      return;
+    }
+  }
+  Read(offset, size, std::move(done));
+}
+
+bool Object::MayBypass(uint64_t first, uint64_t last) {
+  if (stale_.load(std::memory_order_relaxed) || shared_->cache->HasRoomFor(key_)) {
+    return false;
+  }
+  base::MutexLock lock(&mutex_);
+  if ((cached_ != nullptr && !cached_->evicted()) || FailedJustNow()) return false;
+  for (uint64_t index = first; index <= last; ++index) {
+    if (blocks_.contains(index)) return false;
+  }
+  return true;
+}
+
+bool Object::ReadToEnd(const PendingRead& read, uint64_t index) const {
+  return read.wants_data() && !shared_->keeps_read &&
+         read.offset + read.size >= index * kBlockSize + BlockBytes(index);
+}
+
+store::GetRequest Object::Request(uint64_t offset, uint64_t size, Priority priority) const {
+  store::GetRequest request;
+  request.path = key_.path;
+  request.offset = offset;
+  request.length = size;
+  request.version = key_.version;
+  request.file_size = key_.size;
+  request.urgency = static_cast<uint8_t>(priority);
+  return request;
 }
 
 bool Object::TakeUnread(uint64_t first, uint64_t last) {
@@ -270,7 +340,7 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
     if (read == nullptr || index < read->first || index > read->last) return;
     state.waiters.push_back(read);
     read->remaining.fetch_add(1, std::memory_order_relaxed);
-    read->origin = Origin::kStore;
+    read->fetched = true;
   };
   for (uint64_t index = first; index <= last; ++index) {
     const auto found = blocks_.find(index);
@@ -285,7 +355,9 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
       if (read == nullptr || !read->wants_data()) continue;
       read->blocks[index - read->first] = state.data;
       // Memory kept it for this first reader; the cache has it for all others.
-      if (cached != nullptr && cached->HasBlock(index)) blocks_.erase(found);
+      if ((cached != nullptr && cached->HasBlock(index)) || ReadToEnd(*read, index)) {
+        blocks_.erase(found);
+      }
       continue;
     }
     if (priority == Priority::kDemand &&
@@ -411,6 +483,10 @@ void Object::OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* a
       unread_.insert(index);
       unread_count_.store(unread_.size(), std::memory_order_relaxed);
     }
+    if (std::any_of(waiters.begin(), waiters.end(),
+                    [&](const auto& read) { return ReadToEnd(*read, index); })) {
+      blocks_.erase(index);
+    }
   }
   // Readers first: what they wait for must not wait for the disk. Who loads the cache wants it to
   // be there.
@@ -448,10 +524,11 @@ void Object::Keep(Arrived arrived) {
       // Fetched ahead: the reader it was fetched for takes it from memory, which saves reading the
       // cache file again (13 % of the processor time of a cold sequential read).
       const bool kept = file != nullptr && !file->evicted() && file->HasBlock(index);
+      const auto found = blocks_.find(index);
+      if (found == blocks_.end() || found->second.data != arrived.blocks[i]) continue;
       if (!kept || unread_.contains(index)) {
         in_memory.push_back({index, kept});
-      } else if (const auto found = blocks_.find(index);
-                 found != blocks_.end() && found->second.data == arrived.blocks[i]) {
+      } else {
         blocks_.erase(found);
       }
     }
@@ -487,10 +564,8 @@ absl::Status Object::KeepFailure(uint64_t offset, const absl::Status& status) {
   return error;
 }
 
-void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status) {
-  absl::Status error = status;
+absl::Status Object::Explain(uint64_t offset, const absl::Status& status) {
   if (absl::IsFailedPrecondition(status) || absl::IsNotFound(status)) {
-    error = base::WithErrno(status, ESTALE);
     if (!stale_.exchange(true)) {
       shared_->stale_objects.fetch_add(1);
       base::Log(base::Severity::kWarning, "object changed under an open file",
@@ -499,10 +574,15 @@ void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status
                  {"version", key_.version},
                  {"cause", status.message()}});
     }
-  } else if (!absl::IsCancelled(status)) {
-    shared_->store_errors.fetch_add(1);
-    error = KeepFailure(next * kBlockSize, status);
+    return base::WithErrno(status, ESTALE);
   }
+  if (absl::IsCancelled(status)) return status;
+  shared_->store_errors.fetch_add(1);
+  return KeepFailure(offset, status);
+}
+
+void Object::OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status) {
+  const absl::Status error = Explain(next * kBlockSize, status);
   std::vector<std::shared_ptr<PendingRead>> waiters;
   {
     base::MutexLock lock(&mutex_);
@@ -541,7 +621,7 @@ void Object::FinishRead(std::shared_ptr<PendingRead> read) {
   }
   ReadResult result;
   result.size = read->size;
-  result.origin = read->origin;
+  result.origin = OriginOf(*read);
   result.pieces.reserve(read->blocks.size());
   uint64_t at = read->offset;
   const uint64_t end = read->offset + read->size;
@@ -651,8 +731,16 @@ void Object::ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> r
   ReadResult result;
   result.pieces = {buffer};
   result.size = read->size;
-  result.origin = read->origin;
+  result.origin = OriginOf(*read);
   std::move(read->done)(std::move(result));
+}
+
+Origin Object::OriginOf(const PendingRead& read) const {
+  Origin farthest = origin();
+  for (const BlockRef& block : read.blocks) {
+    if (read.fetched && block != nullptr) farthest = std::max(farthest, block->origin);
+  }
+  return farthest;
 }
 
 void Object::DropFromMemory(uint64_t index) {

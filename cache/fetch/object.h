@@ -32,17 +32,18 @@ namespace millrace::fetch {
 class Flight;
 class MemoryCache;
 
-// Where the bytes of a read came from: the "tier" label of the read metrics. Bytes that read-ahead
-// or look-ahead brought count as the store's when they are read for the first time: they are in the
-// cache because of this reader, not thanks to an earlier one. What `warm` loaded is local.
-enum class Origin : uint8_t { kLocal, kStore };
-
 // The bytes of a read, in order. The pieces are valid only during the callback.
 struct ReadResult {
   std::vector<absl::Span<const char>> pieces;
   uint64_t size = 0;
+  // Of the bytes from farthest away. Bytes that read-ahead or look-ahead brought count as what they
+  // came from when they are read for the first time: they are in the cache because of this reader,
+  // not thanks to an earlier one. What `warm` loaded is local.
   Origin origin = Origin::kLocal;
 };
+inline Origin OriginFrom(store::BytesFrom from) {
+  return from == store::BytesFrom::kWorker ? Origin::kRemote : Origin::kStore;
+}
 // Errors are the store's, with the errno an application gets as payload where EIO would not do:
 // ESTALE when the object is no longer this version.
 using ReadCallback = absl::AnyInvocable<void(absl::StatusOr<ReadResult>) &&>;
@@ -70,6 +71,9 @@ struct Shared {
   // False in a process whose readers are elsewhere and read the cache: blocks that were fetched
   // ahead do not wait in memory for their first reader.
   bool keeps_unread = true;
+  // False in a process without a cache of its own: a block leaves memory when it was read to its
+  // end. The kernel's page cache has it then, and the next block finds warm memory.
+  bool keeps_read = true;
   base::Clock* clock = base::RealClock();
   std::atomic<uint64_t> store_errors{0};
   std::atomic<uint64_t> cache_errors{0};
@@ -85,6 +89,7 @@ class Object : public std::enable_shared_from_this<Object> {
   // A read-ahead GET. 4 MiB: at 25 MiB/s a connection (an eighth of 200 MiB/s), a request delay of
   // 10 ms is 6 % of its time, hidden behind the other connections.
   static constexpr uint64_t kFlightSize = 4 << 20;
+  static constexpr absl::Duration kLookAgain = absl::Milliseconds(100);
 
   Object(tier::FileKey key, std::shared_ptr<store::Store> store, Shared* shared);
   ~Object();
@@ -93,6 +98,10 @@ class Object : public std::enable_shared_from_this<Object> {
 
   // Reads [offset, offset + size), cut at the object's end; size <= kReadMax.
   void Read(uint64_t offset, uint64_t size, ReadCallback done);
+
+  // The same for a reader that jumps about. A range that no cache keeps is fetched exactly, in the
+  // units of the store, if those are smaller than a block; two readers of it fetch it twice.
+  void ReadScattered(uint64_t offset, uint64_t size, ReadCallback done);
 
   // REQUIRES: the block is within the object.
   void ReadBlock(BlockRequest request, BlockCallback done);
@@ -108,8 +117,13 @@ class Object : public std::enable_shared_from_this<Object> {
   // The cached file, if the cache has taken the object. May be evicted.
   std::shared_ptr<tier::CachedFile> cached() const;
 
-  // Every byte is in the cache. Cheap: asked at each open.
+  // Looks whether somebody else has a complete file by now, as the worker of this node, unless this
+  // was done within kLookAgain. May block for one exchange with it. For opens.
+  void LookForComplete();
+  // Every byte is in the cache, as far as is known here. Cheap: asked at each read.
   bool Complete();
+  // Where reads of a complete file count.
+  Origin origin() const { return origin_.load(std::memory_order_relaxed); }
   // The data file for passthrough, when the cache has all of it.
   absl::StatusOr<std::shared_ptr<const tier::OpenData>> OpenComplete();
   // The data file, when it alone can answer any read now: complete, and nothing that was fetched
@@ -129,6 +143,7 @@ class Object : public std::enable_shared_from_this<Object> {
  private:
   friend class Flight;
   friend class MemoryCache;
+  friend class ScatteredRead;
   class PendingRead;
 
   struct BlockState {
@@ -142,6 +157,14 @@ class Object : public std::enable_shared_from_this<Object> {
   uint64_t BlockBytes(uint64_t index) const;
   // The cached file, admitted again if it was refused or evicted meanwhile.
   std::shared_ptr<tier::CachedFile> CachedForFill();
+  void SetCached(std::shared_ptr<tier::CachedFile> file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The request for a range of this version.
+  store::GetRequest Request(uint64_t offset, uint64_t size, Priority priority) const;
+  // True if nothing of the blocks is here or on its way, nor would be kept.
+  bool MayBypass(uint64_t first, uint64_t last);
+  // The read was the last that a block in memory was held for.
+  bool ReadToEnd(const PendingRead& read, uint64_t index) const;
+  Origin OriginOf(const PendingRead& read) const;
 
   // One pass of a read over memory, cache and store; called again if the cache lost a block.
   void StartRead(std::shared_ptr<PendingRead> read);
@@ -181,6 +204,8 @@ class Object : public std::enable_shared_from_this<Object> {
   void OnFlightEnd(const Flight* flight, uint64_t next, const absl::Status& status);
   // A fetch failed a moment ago: what is missing fails with it.
   bool FailedJustNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What readers are told of a Get that failed, which is counted.
+  absl::Status Explain(uint64_t offset, const absl::Status& status);
   // Keeps and logs a fault of the store; returns it with the errno for readers.
   absl::Status KeepFailure(uint64_t offset, const absl::Status& status);
   // A block only kept in memory goes: the budget is needed.
@@ -190,9 +215,11 @@ class Object : public std::enable_shared_from_this<Object> {
   const std::shared_ptr<store::Store> store_;
   Shared* const shared_;
   std::atomic<bool> stale_{false};  // The store has another version now.
+  std::atomic<Origin> origin_{Origin::kLocal};
 
   mutable base::Mutex mutex_;
   std::shared_ptr<tier::CachedFile> cached_ ABSL_GUARDED_BY(mutex_);
+  absl::Duration looked_at_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);  // Of the last fetch that ended.
   absl::Duration failed_at_ ABSL_GUARDED_BY(mutex_);
   // Fetched ahead, not read yet. The count is for the hot path, which has none.

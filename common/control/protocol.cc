@@ -170,7 +170,9 @@ Json ToJson(const StatusReport& report) {
       {"reads", std::move(reads)},
       {"hit_ratio", HitRatios(report.reads)},
       {"passthrough",
-       {{"opens", report.passthrough_opens}, {"bytes_opened", report.passthrough_bytes}}},
+       {{"opens", report.passthrough_opens},
+        {"bytes_opened", report.passthrough_bytes},
+        {"short_circuit_bytes_opened", report.passthrough_short_circuit_bytes}}},
       {"throughput",
        {{"read_bytes_per_second", report.read_bytes_per_second},
         {"store_bytes_per_second", report.store_bytes_per_second}}},
@@ -217,6 +219,7 @@ StatusReport StatusReportFromJson(const Json& json) {
   const Json& passthrough = JsonField(json, "passthrough");
   report.passthrough_opens = JsonUnsigned(passthrough, "opens");
   report.passthrough_bytes = JsonUnsigned(passthrough, "bytes_opened");
+  report.passthrough_short_circuit_bytes = JsonUnsigned(passthrough, "short_circuit_bytes_opened");
   const Json& throughput = JsonField(json, "throughput");
   report.read_bytes_per_second = JsonDouble(throughput, "read_bytes_per_second");
   report.store_bytes_per_second = JsonDouble(throughput, "store_bytes_per_second");

@@ -111,8 +111,9 @@ struct StatusReport {
   // invisible to the daemon and in none of the other figures.
   uint64_t passthrough_opens = 0;
   uint64_t passthrough_bytes = 0;
-  double read_bytes_per_second = 0;   // To readers, over the last ten seconds.
-  double store_bytes_per_second = 0;  // From the stores, likewise.
+  uint64_t passthrough_short_circuit_bytes = 0;  // Of them, files of the worker on this node.
+  double read_bytes_per_second = 0;              // To readers, over the last ten seconds.
+  double store_bytes_per_second = 0;             // From the stores, likewise.
   uint64_t store_bytes = 0;
   uint64_t store_requests = 0;
   std::map<std::string, uint64_t> errors;  // "component/kind".

@@ -48,12 +48,12 @@ inline constexpr MetricInfo kPassthroughOpens = {
     "millrace_passthrough_opens_total",
     MetricKind::kCounter,
     "Opens of complete files that the kernel reads by itself from then on.",
-    {"dataset"}};
+    {"dataset", "tier"}};
 inline constexpr MetricInfo kPassthroughBytes = {
     "millrace_passthrough_opened_bytes_total",
     MetricKind::kCounter,
     "Sizes of the files opened so: what would be read if each was read once.",
-    {"dataset"}};
+    {"dataset", "tier"}};
 
 // --- Stores. store: the source's name or URL. op: get, list, stat, sample. code: HTTP status, or
 // ok, or the error's name. direction: read, write.

@@ -131,8 +131,12 @@ control::StatusReport Daemon::Status() const {
     report.tiers.push_back(TierStatusOf(stats));
   }
   report.reads = read_counter_->Reads();
-  report.passthrough_opens = read_counter_->passthrough_opens();
-  report.passthrough_bytes = read_counter_->passthrough_bytes();
+  const ReadCounter::Passthrough own = read_counter_->passthrough(fetch::Origin::kLocal);
+  const ReadCounter::Passthrough borrowed =
+      read_counter_->passthrough(fetch::Origin::kShortCircuit);
+  report.passthrough_opens = own.opens + borrowed.opens;
+  report.passthrough_bytes = own.bytes + borrowed.bytes;
+  report.passthrough_short_circuit_bytes = borrowed.bytes;
   const std::vector<double> rates = rates_->Rates();
   if (rates.size() == 2) {
     report.read_bytes_per_second = rates[0];

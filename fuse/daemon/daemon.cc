@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cache/tier/no_cache.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -27,6 +28,8 @@ constexpr unsigned kRingEntries = 256;
 constexpr int kPosixReadThreads = 8;
 // Of an answer on its way when a successor takes over. It is asked again for what takes longer.
 constexpr absl::Duration kDetachTimeout = absl::Milliseconds(20);
+// Each a lease and a descriptor.
+constexpr size_t kIdleBorrowedMax = 8192;
 constexpr long kOverlayfsMagic = 0x794c7630;
 
 size_t RaiseDescriptorLimit() {
@@ -185,7 +188,11 @@ absl::Status Daemon::OpenCache(size_t descriptors) {
     cache.sources_in_use.push_back(source.source.identity);
   }
   cache.open_files_max = std::min<size_t>(descriptors / 2, 20'000);
-  ASSIGN_OR_RETURN(cache_, tier::TieredCache::Open(cache, file_io_.get()));
+  if (cache.tiers.empty()) {
+    cache_ = tier::NewNoCache();
+  } else {
+    ASSIGN_OR_RETURN(cache_, tier::TieredCache::Open(cache, file_io_.get()));
+  }
 
   pool_ = std::make_unique<fetch::BufferPool>(BufferBudget(options_.memory_limit_bytes));
   memory_ = std::make_unique<fetch::MemoryCache>(pool_.get());
@@ -196,6 +203,7 @@ absl::Status Daemon::OpenCache(size_t descriptors) {
   shared_.pool = pool_.get();
   shared_.queue = queue_.get();
   shared_.memory = memory_.get();
+  shared_.keeps_read = !options_.tiers.empty();
   return absl::OkStatus();
 }
 
@@ -233,6 +241,11 @@ absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
                     options.look_ahead = options_.look_ahead;
                     // About 1 KiB each: an eighth of the limit at most.
                     options.idle_files_max = options_.memory_limit_bytes / (8 * base::kKiB);
+                    // Of what no cache here keeps, a file that is not open has little to tell: what
+                    // it may have borrowed from the worker.
+                    if (options_.tiers.empty()) {
+                      options.idle_files_max = std::min(options.idle_files_max, kIdleBorrowedMax);
+                    }
                     options.backing = backing;
                     options.ledger = ledger_.get();
                     options.direct = features.direct;
@@ -367,6 +380,9 @@ control::ReadySummary Daemon::Summary() const {
                                absl::StrCat(tier::MediumName(tier.medium), " ", tier.path, ", ",
                                             base::FormatBytes(tier.capacity_bytes), ", ",
                                             base::FormatBytes(tier.used_bytes), " in use"));
+  }
+  if (options_.tiers.empty()) {
+    summary.facts.emplace_back("cache", "none here: the workers keep what is read");
   }
   const adapter::Features features = mount_->features();
   summary.facts.emplace_back("passthrough", features.passthrough

@@ -6,8 +6,11 @@
 namespace millrace::daemon {
 namespace {
 
-constexpr char kTierLocal[] = "local";
-constexpr char kTierStore[] = "store";
+// By fetch::Origin.
+constexpr std::array<const char*, fetch::kOrigins> kTiers = {
+    metrics::kTierLocal, metrics::kTierShortCircuit, metrics::kTierRemote, metrics::kTierStore};
+
+size_t Index(fetch::Origin origin) { return static_cast<size_t>(origin); }
 
 }  // namespace
 
@@ -17,30 +20,39 @@ std::string DatasetLabel(const store::Source& source) {
 
 ReadCounter::ReadCounter(const std::vector<std::string>& datasets, metrics::Metrics* metrics) {
   for (const std::string& name : datasets) {
-    datasets_.push_back({name, metrics->Read(name, kTierLocal), metrics->Read(name, kTierStore),
-                         metrics->GetCounter(metrics::kPassthroughOpens, {name}),
-                         metrics->GetCounter(metrics::kPassthroughBytes, {name})});
+    Dataset dataset{name, {}};
+    for (size_t i = 0; i < kTiers.size(); ++i) {
+      dataset.places[i].reads = metrics->Read(name, kTiers[i]);
+    }
+    for (const fetch::Origin origin : {fetch::Origin::kLocal, fetch::Origin::kShortCircuit}) {
+      Place& place = dataset.places[Index(origin)];
+      const metrics::LabelValues labels = {name, kTiers[Index(origin)]};
+      place.passthrough_opens = metrics->GetCounter(metrics::kPassthroughOpens, labels);
+      place.passthrough_bytes = metrics->GetCounter(metrics::kPassthroughBytes, labels);
+    }
+    datasets_.push_back(std::move(dataset));
   }
 }
 
 void ReadCounter::OnRead(size_t source, fetch::Origin origin, uint64_t bytes,
                          absl::Duration duration) {
-  const Dataset& dataset = datasets_[source];
-  (origin == fetch::Origin::kStore ? dataset.store : dataset.local).Record(bytes, duration);
+  datasets_[source].places[Index(origin)].reads.Record(bytes, duration);
 }
 
-void ReadCounter::OnPassthroughOpen(size_t source, uint64_t file_size) {
-  datasets_[source].passthrough_opens->Add();
-  datasets_[source].passthrough_bytes->Add(file_size);
+void ReadCounter::OnPassthroughOpen(size_t source, fetch::Origin origin, uint64_t file_size) {
+  const Place& place = datasets_[source].places[Index(origin)];
+  place.passthrough_opens->Add();
+  place.passthrough_bytes->Add(file_size);
 }
 
 std::vector<control::ReadStatus> ReadCounter::Reads() const {
   std::vector<control::ReadStatus> reads;
   for (const Dataset& dataset : datasets_) {
-    reads.push_back(
-        {dataset.name, kTierLocal, dataset.local.bytes->value(), dataset.local.requests->value()});
-    reads.push_back(
-        {dataset.name, kTierStore, dataset.store.bytes->value(), dataset.store.requests->value()});
+    for (size_t i = 0; i < kTiers.size(); ++i) {
+      const metrics::ReadMetrics& of_place = dataset.places[i].reads;
+      reads.push_back(
+          {dataset.name, kTiers[i], of_place.bytes->value(), of_place.requests->value()});
+    }
   }
   return reads;
 }
@@ -51,15 +63,13 @@ uint64_t ReadCounter::bytes() const {
   return sum;
 }
 
-uint64_t ReadCounter::passthrough_opens() const {
-  uint64_t sum = 0;
-  for (const Dataset& dataset : datasets_) sum += dataset.passthrough_opens->value();
-  return sum;
-}
-
-uint64_t ReadCounter::passthrough_bytes() const {
-  uint64_t sum = 0;
-  for (const Dataset& dataset : datasets_) sum += dataset.passthrough_bytes->value();
+ReadCounter::Passthrough ReadCounter::passthrough(fetch::Origin origin) const {
+  Passthrough sum;
+  for (const Dataset& dataset : datasets_) {
+    const Place& place = dataset.places[Index(origin)];
+    sum.opens += place.passthrough_opens->value();
+    sum.bytes += place.passthrough_bytes->value();
+  }
   return sum;
 }
 

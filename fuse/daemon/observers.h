@@ -1,6 +1,7 @@
 // What the parts of a mount tell about themselves, turned into metrics and into `millrace status`.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -22,20 +23,26 @@ class ReadCounter : public vfs::ReadObserver {
 
   void OnRead(size_t source, fetch::Origin origin, uint64_t bytes,
               absl::Duration duration) override;
-  void OnPassthroughOpen(size_t source, uint64_t file_size) override;
+  void OnPassthroughOpen(size_t source, fetch::Origin origin, uint64_t file_size) override;
 
   std::vector<control::ReadStatus> Reads() const;
   uint64_t bytes() const;
-  uint64_t passthrough_opens() const;
-  uint64_t passthrough_bytes() const;
+  // Opens that the kernel serves by itself from files of `origin`, and the sizes of those files.
+  struct Passthrough {
+    uint64_t opens = 0;
+    uint64_t bytes = 0;
+  };
+  Passthrough passthrough(fetch::Origin origin) const;
 
  private:
+  struct Place {
+    metrics::ReadMetrics reads;
+    metrics::Counter* passthrough_opens = nullptr;  // Null: no such files.
+    metrics::Counter* passthrough_bytes = nullptr;
+  };
   struct Dataset {
     std::string name;
-    metrics::ReadMetrics local;
-    metrics::ReadMetrics store;
-    metrics::Counter* passthrough_opens;
-    metrics::Counter* passthrough_bytes;
+    std::array<Place, fetch::kOrigins> places;  // By Origin.
   };
   std::vector<Dataset> datasets_;
 };

@@ -57,6 +57,7 @@ void File::Register() {
 }
 
 File::Opened File::Open(bool may_be_direct) {
+  object_->LookForComplete();
   base::MutexLock lock(&mutex_);
   const bool may_pass = backing_ != nullptr && opens_cached_ == 0;
   // The one call under this lock that leaves the process: two opens at once must not register two
@@ -90,15 +91,18 @@ bool File::IsOpen() const {
   return opens_cached_ + opens_passthrough_ > 0;
 }
 
-absl::InlinedVector<Range, 4> File::OnRead(uint64_t handle, uint64_t offset, uint64_t size,
-                                           uint64_t window_max) {
+File::Outlook File::OnRead(uint64_t handle, uint64_t offset, uint64_t size, uint64_t window_max) {
   base::MutexLock lock(&mutex_);
   auto found = patterns_.find(handle);
   if (found == patterns_.end()) {
     if (patterns_.size() >= kPatternsMax) handle = 0;
     found = patterns_.try_emplace(handle).first;
   }
-  return found->second.OnRead(offset, size, ref_.size, window_max);
+  ReadPattern& pattern = found->second;
+  Outlook outlook;
+  outlook.ahead = pattern.OnRead(offset, size, ref_.size, window_max);
+  outlook.random = pattern.random();
+  return outlook;
 }
 
 bool File::KnownComplete() {

@@ -72,9 +72,13 @@ class File {
   // Gives the backing id back. False, and nothing happens, while an open lasts.
   bool GiveBack();
 
-  // What to fetch ahead, by handle; 0 stands for all readers of a mount without OPEN.
-  absl::InlinedVector<Range, 4> OnRead(uint64_t handle, uint64_t offset, uint64_t size,
-                                       uint64_t window_max);
+  // What a read tells about those to come, by handle; 0 stands for all readers of a mount without
+  // OPEN.
+  struct Outlook {
+    absl::InlinedVector<Range, 4> ahead;  // To be fetched.
+    bool random = false;
+  };
+  Outlook OnRead(uint64_t handle, uint64_t offset, uint64_t size, uint64_t window_max);
 
   // True once: this read is the first that had to go to the store.
   bool FirstMiss() { return !missed_.exchange(true, std::memory_order_relaxed); }

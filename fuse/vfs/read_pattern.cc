@@ -49,6 +49,7 @@ absl::InlinedVector<Range, 4> ReadPattern::OnRead(uint64_t offset, uint64_t size
   const bool continues = stream != nullptr;
   if (!continues) stream = Replace(offset, size);
   stream->last_use = reads_;
+  random_ = false;
   if (continues || offset == 0) {
     stride_repeats_ = 0;
     last_offset_ = offset;
@@ -68,7 +69,8 @@ absl::InlinedVector<Range, 4> ReadPattern::OnRead(uint64_t offset, uint64_t size
   stride_repeats_ = (reads_ > 1 && stride == stride_ && stride != 0) ? stride_repeats_ + 1 : 0;
   stride_ = stride;
   last_offset_ = offset;
-  if (stride_repeats_ >= 2) {
+  random_ = stride_repeats_ < 2;
+  if (!random_) {
     for (int step = 1; step <= kStrideAhead; ++step) {
       const uint64_t next = offset + static_cast<uint64_t>(stride * step);
       if (next >= file_size) break;

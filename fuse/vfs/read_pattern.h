@@ -31,6 +31,9 @@ class ReadPattern {
   absl::InlinedVector<Range, 4> OnRead(uint64_t offset, uint64_t size, uint64_t file_size,
                                        uint64_t window_max);
 
+  // The last read was neither of a stream nor of a series.
+  bool random() const { return random_; }
+
  private:
   struct Stream {
     uint64_t next = 0;      // Where the stream will go on.
@@ -44,6 +47,7 @@ class ReadPattern {
   // Readers of one handle that go through a file at several places (a loader's threads).
   std::array<Stream, 4> streams_ = {};
   uint64_t reads_ = 0;
+  bool random_ = false;
 
   uint64_t last_offset_ = 0;
   int64_t stride_ = 0;

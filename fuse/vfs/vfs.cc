@@ -173,7 +173,9 @@ void Vfs::AnswerOpen(NodeId node, OpenRequest request, OpenDone done) {
   if (opened.mode == OpenMode::kPassthrough) {
     opens_passthrough_.fetch_add(1, std::memory_order_relaxed);
     const FileRef& ref = (*file)->ref();
-    if (options_.observer != nullptr) options_.observer->OnPassthroughOpen(ref.source, ref.size);
+    if (options_.observer != nullptr) {
+      options_.observer->OnPassthroughOpen(ref.source, (*file)->object().origin(), ref.size);
+    }
   } else {
     opens_cached_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -201,18 +203,32 @@ void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
   }
   const std::shared_ptr<File> file = *std::move(found);
   const absl::Duration start = base::RealClock()->Monotonic();
+  // Without OPEN, a file's beginning is where a reader shows that it comes.
+  if (offset == 0 && profile() == Profile::kSmallFiles) file->object().LookForComplete();
   const bool complete = file->KnownComplete();
-  file->object().Read(offset, size,
-                      [this, start, source = file->ref().source,
-                       done = std::move(done)](absl::StatusOr<fetch::ReadResult> result) mutable {
-                        if (result.ok() && options_.observer != nullptr) {
-                          options_.observer->OnRead(source, result->origin, result->size,
-                                                    base::RealClock()->Monotonic() - start);
-                        }
-                        std::move(done)(std::move(result));
-                      });
+  File::Outlook outlook;
+  if (!complete) outlook = OnRead(*file, handle, offset, size);
+  fetch::ReadCallback answer = [this, start, source = file->ref().source, done = std::move(done)](
+                                   absl::StatusOr<fetch::ReadResult> result) mutable {
+    if (result.ok() && options_.observer != nullptr) {
+      options_.observer->OnRead(source, result->origin, result->size,
+                                base::RealClock()->Monotonic() - start);
+    }
+    std::move(done)(std::move(result));
+  };
+  if (outlook.random) {
+    file->object().ReadScattered(offset, size, std::move(answer));
+  } else {
+    file->object().Read(offset, size, std::move(answer));
+  }
   // After the read's own fetch was started: that one goes first.
-  if (!complete) ReadAhead(*file, handle, offset, size);
+  for (const Range& range : outlook.ahead) {
+    file->object().Prefetch(range.offset, range.size, fetch::Priority::kReadAhead);
+  }
+  const FileRef& ref = file->ref();
+  if (!complete && ref.size <= kSmallFile && options_.look_ahead && file->FirstMiss()) {
+    look_ahead_.OnMiss(tree_->Parent(ref.id), ref.id);
+  }
 }
 
 absl::optional<Vfs::Hit> Vfs::FindHit(NodeId node, uint64_t offset, uint64_t size) {
@@ -222,27 +238,22 @@ absl::optional<Vfs::Hit> Vfs::FindHit(NodeId node, uint64_t offset, uint64_t siz
   if (offset >= file.ref().size || !file.KnownComplete()) return absl::nullopt;
   std::shared_ptr<const tier::OpenData> data = file.object().OpenHit();
   if (data == nullptr) return absl::nullopt;
-  return Hit{std::move(data), std::min(size, file.ref().size - offset), file.ref().source};
+  return Hit{std::move(data), std::min(size, file.ref().size - offset), file.ref().source,
+             file.object().origin()};
 }
 
 void Vfs::CountHit(const Hit& hit, absl::Duration duration) {
   if (options_.observer == nullptr) return;
-  options_.observer->OnRead(hit.source, fetch::Origin::kLocal, hit.size, duration);
+  options_.observer->OnRead(hit.source, hit.origin, hit.size, duration);
 }
 
-void Vfs::ReadAhead(File& file, uint64_t handle, uint64_t offset, uint64_t size) {
-  const FileRef& ref = file.ref();
-  if (ref.size <= kSmallFile) {
-    if (options_.look_ahead && file.FirstMiss()) look_ahead_.OnMiss(tree_->Parent(ref.id), ref.id);
-    return;
-  }
+File::Outlook Vfs::OnRead(File& file, uint64_t handle, uint64_t offset, uint64_t size) {
+  if (file.ref().size <= kSmallFile) return {};
   // What the cache refuses has to stay in memory until it is read.
   const uint64_t budget = shared_->pool->budget_blocks() * fetch::kBlockSize;
   const uint64_t window_max =
       file.object().Uncached() ? budget / 8 : std::min(ReadPattern::kWindowMax, budget / 2);
-  for (const Range& range : file.OnRead(handle, offset, size, window_max)) {
-    file.object().Prefetch(range.offset, range.size, fetch::Priority::kReadAhead);
-  }
+  return file.OnRead(handle, offset, size, window_max);
 }
 
 bool Vfs::FetchSibling(const FileRef& ref, std::function<void()> done) {

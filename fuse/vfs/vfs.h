@@ -32,7 +32,8 @@ class ReadObserver {
   virtual ~ReadObserver() = default;
   virtual void OnRead(size_t source, fetch::Origin origin, uint64_t bytes,
                       absl::Duration duration) = 0;
-  virtual void OnPassthroughOpen(size_t source, uint64_t file_size) = 0;
+  // `origin`: whose file it is that the kernel reads.
+  virtual void OnPassthroughOpen(size_t source, fetch::Origin origin, uint64_t file_size) = 0;
 };
 
 struct VfsOptions {
@@ -86,6 +87,7 @@ class Vfs {
     std::shared_ptr<const tier::OpenData> data;
     uint64_t size = 0;
     size_t source = 0;
+    fetch::Origin origin = fetch::Origin::kLocal;
   };
   absl::optional<Hit> FindHit(NodeId node, uint64_t offset, uint64_t size);
   void CountHit(const Hit& hit, absl::Duration duration);
@@ -141,8 +143,8 @@ class Vfs {
   void AnswerOpen(NodeId node, OpenRequest request, OpenDone done);
   // The handle of an OPEN that a predecessor had worked on; nullopt if it had not.
   std::optional<OpenReply> OpenedBefore(File& file, OpenRequest request);
-  // What a read tells about the reads to come.
-  void ReadAhead(File& file, uint64_t handle, uint64_t offset, uint64_t size);
+  // What a read of a file that is not complete tells about the reads to come.
+  File::Outlook OnRead(File& file, uint64_t handle, uint64_t offset, uint64_t size);
   bool FetchSibling(const FileRef& ref, std::function<void()> done);
 
   const VfsOptions options_;

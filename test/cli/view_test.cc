@@ -140,6 +140,20 @@ control::StatusReport Report() {
   return report;
 }
 
+TEST(StatusViewTest, TellsTheWorkersFilesApart) {
+  control::StatusReport report = Report();
+  report.tiers.clear();
+  report.passthrough_opens = 2;
+  report.passthrough_bytes = 3 * base::kGiB;
+  report.passthrough_short_circuit_bytes = 2 * base::kGiB;
+  report.reads.push_back({"train", "short_circuit", base::kMiB, 1});
+  report.reads.push_back({"train", "remote", 2 * base::kMiB, 1});
+  const std::string text = RenderStatus(report, absl::FromUnixSeconds(1700007380));
+  EXPECT_THAT(text, HasSubstr("3.0 GiB in all, 2.0 GiB of them the worker's; the kernel"));
+  EXPECT_THAT(text, HasSubstr("SHORT CIRCUIT"));
+  EXPECT_THAT(text, HasSubstr("REMOTE"));
+}
+
 TEST(StatusViewTest, ShowsAMountInFull) {
   EXPECT_EQ(RenderStatus(Report(), absl::FromUnixSeconds(1700007380)),
             R"(/data  serving for 2h 3m  (process 4711, millrace 0.1.0)

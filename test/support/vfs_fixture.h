@@ -9,12 +9,16 @@
 #include <utility>
 #include <vector>
 
+#include "cache/pool/short_circuit.h"
 #include "cache/store/memory_store.h"
+#include "cache/tier/no_cache.h"
 #include "common/base/mutex.h"
 #include "common/base/units.h"
 #include "fuse/vfs/vfs.h"
 #include "gtest/gtest.h"
+#include "test/support/fake_pool.h"
 #include "test/support/ledger_file.h"
+#include "test/support/sim_clock.h"
 
 namespace millrace::test {
 
@@ -101,6 +105,20 @@ class VfsFixture : public testing::Test {
     auto cache = tier::TieredCache::Open(options, file_io_.get());
     ASSERT_TRUE(cache.ok()) << cache.status();
     cache_ = *std::move(cache);
+    Fetch();
+    Serve(profile);
+  }
+  // Without a cache, beside a worker.
+  void StartWithWorker(vfs::Profile profile) {
+    file_io_ = io::NewPosixFileIo(2);
+    cache_ = std::make_unique<pool::ShortCircuitCache>(tier::NewNoCache(), &worker_, 100,
+                                                       file_io_.get(), &clock_);
+    shared_.keeps_read = false;
+    shared_.clock = &clock_;
+    Fetch();
+    Serve(profile);
+  }
+  void Fetch() {
     pool_ = std::make_unique<fetch::BufferPool>(32 * base::kMiB);
     memory_ = std::make_unique<fetch::MemoryCache>(pool_.get());
     queue_ = std::make_unique<fetch::FetchQueue>(8, pool_.get(),
@@ -109,7 +127,6 @@ class VfsFixture : public testing::Test {
     shared_.pool = pool_.get();
     shared_.queue = queue_.get();
     shared_.memory = memory_.get();
-    Serve(profile);
   }
   // What is the process's own; with a ledger, if one was opened.
   void Serve(vfs::Profile profile) {
@@ -124,7 +141,16 @@ class VfsFixture : public testing::Test {
     vfs.backing = with_backing_ ? &backing_ : nullptr;
     vfs.ledger = ledger_.get();
     vfs.direct = true;
+    vfs.observer = observer_;
     vfs_ = std::make_unique<vfs::Vfs>(vfs, tree_.get(), sources, &shared_);
+  }
+  // The worker has all of the file.
+  tier::FileKey PutAtWorker(const std::string& path, const std::string& bytes) {
+    const auto entry = store_->Stat(path, {});
+    EXPECT_TRUE(entry.ok()) << entry.status();
+    tier::FileKey key{"memory://", path, entry->version, entry->size};
+    worker_.Put(key, bytes);
+    return key;
   }
   void StartKept(vfs::Profile profile) {
     ledger_ = file_.Open();
@@ -175,6 +201,9 @@ class VfsFixture : public testing::Test {
   std::string directory_;
   FakeBackingFiles backing_;
   bool with_backing_ = true;
+  FakePool worker_;
+  SimClock clock_;  // Of fetches, beside a worker.
+  vfs::ReadObserver* observer_ = nullptr;
   LedgerFile file_;
   std::shared_ptr<store::MemoryStore> store_;
   std::unique_ptr<io::FileIo> file_io_;

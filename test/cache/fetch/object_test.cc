@@ -6,9 +6,12 @@
 #include <random>
 #include <thread>
 
+#include "cache/pool/short_circuit.h"
+#include "cache/tier/no_cache.h"
 #include "common/base/errno_status.h"
 #include "common/base/units.h"
 #include "gtest/gtest.h"
+#include "test/support/fake_pool.h"
 #include "test/support/pattern_store.h"
 #include "test/support/sim_clock.h"
 
@@ -98,6 +101,7 @@ class ObjectTest : public testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
+  // With a quota of 0 there is no cache, but what the worker of this node has.
   void Make(uint64_t quota, uint64_t memory, size_t threads) {
     Clear();
     char name[] = "/tmp/object_test.XXXXXX";
@@ -106,9 +110,15 @@ class ObjectTest : public testing::Test {
     tier::CacheOptions options;
     options.tiers.push_back({tier::Medium::kSsd, directory_ + "/tier", quota});
     options.sources_in_use = {"pattern://"};
-    auto cache = tier::TieredCache::Open(options, file_io_.get());
-    ASSERT_TRUE(cache.ok()) << cache.status();
-    cache_ = *std::move(cache);
+    if (quota == 0) {
+      cache_ = std::make_unique<pool::ShortCircuitCache>(tier::NewNoCache(), &worker_, 100,
+                                                         file_io_.get(), &clock_);
+    } else {
+      auto cache = tier::TieredCache::Open(options, file_io_.get());
+      ASSERT_TRUE(cache.ok()) << cache.status();
+      cache_ = *std::move(cache);
+    }
+    shared_.keeps_read = quota > 0;
     pool_ = std::make_unique<BufferPool>(memory);
     memory_ = std::make_unique<MemoryCache>(pool_.get());
     queue_ = std::make_unique<FetchQueue>(threads, pool_.get(),
@@ -143,6 +153,11 @@ class ObjectTest : public testing::Test {
     object.Read(offset, size, waiter.Callback());
     return waiter.Wait();
   }
+  static Answer ReadScattered(Object& object, uint64_t offset, uint64_t size) {
+    Waiter waiter;
+    object.ReadScattered(offset, size, waiter.Callback());
+    return waiter.Wait();
+  }
   static void Fill(Object& object, uint64_t offset, uint64_t size) {
     base::Mutex mutex;
     base::CondVar changed;
@@ -158,6 +173,8 @@ class ObjectTest : public testing::Test {
   }
 
   std::string directory_;
+  test::SimClock clock_;
+  test::FakePool worker_;
   std::unique_ptr<io::FileIo> file_io_;
   std::unique_ptr<tier::TieredCache> cache_;
   std::unique_ptr<BufferPool> pool_;
@@ -227,6 +244,161 @@ TEST_F(ObjectTest, WhatTheCacheRefusesIsServedFromMemory) {
   EXPECT_EQ(store_->bytes_sent(), sent);
 }
 
+TEST_F(ObjectTest, WithoutACacheABlockLeavesMemoryWhenItWasRead) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  const auto object = MakeObject("large", 16 * kMiB + 5);
+  Fill(*object, 0, 16 * kMiB + 5);
+  EXPECT_EQ(pool_->used_blocks(), 129u);
+  for (uint64_t offset = 0; offset < object->key().size; offset += kBlockSize / 2) {
+    EXPECT_TRUE(Same(Read(*object, offset, kBlockSize / 2).bytes,
+                     PatternBytes("large", "v1", offset,
+                                  std::min(kBlockSize / 2, object->key().size - offset))));
+  }
+  EXPECT_EQ(store_->bytes_sent(), object->key().size);
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+  // And what a reader waits for does not stay either.
+  EXPECT_TRUE(Same(Read(*object, kMiB, kMiB).bytes, PatternBytes("large", "v1", kMiB, kMiB)));
+  queue_->Stop();
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+}
+
+TEST_F(ObjectTest, BytesThatTheStorePutInPlaceAreNotMixedUp) {
+  store_->SetUsesRoom(true);
+  for (const uint64_t quota : {64 * kMiB, uint64_t{0}}) {
+    Make(quota, 64 * kMiB, 4);
+    store_->SetUsesRoom(true);
+    store_->SetRangeUnit(store::kRangeUnitPage);
+    const auto object = MakeObject("a", 5 * kMiB + 77);
+    for (const uint64_t offset : {uint64_t{0}, 2 * kMiB + 5, 4 * kMiB + 100}) {
+      EXPECT_TRUE(Same(Read(*object, offset, kMiB).bytes,
+                       PatternBytes("a", "v1", offset, std::min(kMiB, 5 * kMiB + 77 - offset))));
+    }
+    EXPECT_TRUE(Same(ReadScattered(*object, 3 * kMiB + 99, 70'000).bytes,
+                     PatternBytes("a", "v1", 3 * kMiB + 99, 70'000)));
+  }
+}
+
+TEST_F(ObjectTest, ScatteredReadWithoutACacheFetchesItsPagesOnly) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  store_->SetRangeUnit(4096);
+  const auto object = MakeObject("large", 512 * kMiB + 100);
+  struct Case {
+    uint64_t offset, size, from, length;
+  };
+  size_t gets = 0;
+  for (const Case& read :
+       {Case{100 * kMiB + 5000, 4096, 100 * kMiB + 4096, 8192}, Case{8192, 4096, 8192, 4096},
+        Case{kBlockSize - 1, 2, kBlockSize - 4096, 8192},
+        Case{512 * kMiB + 90, 4096, 512 * kMiB, 100}, Case{kMiB, kBlockSize, kMiB, kBlockSize}}) {
+    const Answer answer = ReadScattered(*object, read.offset, read.size);
+    ASSERT_TRUE(answer.status.ok()) << answer.status;
+    const uint64_t size = std::min(read.size, object->key().size - read.offset);
+    EXPECT_TRUE(Same(answer.bytes, PatternBytes("large", "v1", read.offset, size)));
+    ASSERT_EQ(store_->requests().size(), ++gets);
+    EXPECT_EQ(store_->requests().back().offset, read.from);
+    EXPECT_EQ(store_->requests().back().length, read.length);
+  }
+  EXPECT_EQ(ReadScattered(*object, object->key().size, 10).bytes, "");
+  queue_->Stop();
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+}
+
+TEST_F(ObjectTest, ScatteredReadTakesWhatIsHereOrOnItsWay) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  store_->SetRangeUnit(4096);
+  const auto object = MakeObject("large", 16 * kMiB);
+  store_->Hold();
+  object->Prefetch(0, kMiB, Priority::kReadAhead);
+  store_->AwaitGets(1);
+  Waiter waiter;
+  object->ReadScattered(kBlockSize - 10, 20, waiter.Callback());
+  store_->Open();
+  EXPECT_TRUE(Same(waiter.Wait().bytes, PatternBytes("large", "v1", kBlockSize - 10, 20)));
+  EXPECT_EQ(store_->requests().size(), 1u);
+}
+
+TEST_F(ObjectTest, ScatteredReadGoesByBlocksWhereTheyAreKeptOrCostNoMore) {
+  store_->SetRangeUnit(4096);
+  const auto kept = MakeObject("kept", 16 * kMiB);
+  EXPECT_TRUE(ReadScattered(*kept, 5 * kMiB + 1, 10).status.ok());
+  EXPECT_EQ(store_->requests().back().length, kBlockSize);
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  const auto far = MakeObject("far", 16 * kMiB);
+  EXPECT_TRUE(ReadScattered(*far, 5 * kMiB + 1, 10).status.ok());
+  EXPECT_EQ(store_->requests().back().length, kBlockSize);
+}
+
+TEST_F(ObjectTest, ScatteredReadFailsAsAnyOther) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  shared_.clock = &clock_;
+  store_->SetRangeUnit(4096);
+  const auto object = MakeObject("a", 16 * kMiB);
+  store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), 100);
+  EXPECT_EQ(base::ErrnoOf(ReadScattered(*object, 0, 4096).status), EIO);
+  EXPECT_EQ(base::ErrnoOf(ReadScattered(*object, 0, 4096).status), EIO);
+  EXPECT_EQ(store_->requests().size(), 1u);
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_TRUE(ReadScattered(*object, 0, 4096).status.ok());
+  store_->SetVersion("a", "v2");
+  EXPECT_EQ(base::ErrnoOf(ReadScattered(*object, 0, 4096).status), ESTALE);
+  EXPECT_EQ(shared_.store_errors.load(), 1u);
+  EXPECT_EQ(shared_.stale_objects.load(), 1u);
+  queue_->Stop();
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+  const auto other = MakeObject("b", 16 * kMiB);
+  EXPECT_TRUE(absl::IsCancelled(ReadScattered(*other, 0, 4096).status));
+}
+
+TEST_F(ObjectTest, ReadsTellWhereTheirBytesCameFrom) {
+  const auto object = MakeObject("a", 16 * kMiB);
+  EXPECT_EQ(Read(*object, 0, kBlockSize).origin, Origin::kStore);
+  store_->SetFrom(store::BytesFrom::kWorker);
+  EXPECT_EQ(Read(*object, kMiB, kBlockSize).origin, Origin::kRemote);
+  Fill(*object, 2 * kMiB, kMiB);
+  EXPECT_EQ(Read(*object, 2 * kMiB, kBlockSize).origin, Origin::kLocal);
+  // Partly here, partly from the worker: as far as the farthest.
+  EXPECT_EQ(Read(*object, 3 * kMiB - kBlockSize, 2 * kBlockSize).origin, Origin::kRemote);
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  store_->SetFrom(store::BytesFrom::kWorker);
+  store_->SetRangeUnit(4096);
+  const auto uncached = MakeObject("b", 16 * kMiB);
+  EXPECT_EQ(ReadScattered(*uncached, 0, 4096).origin, Origin::kRemote);
+  store_->SetFrom(store::BytesFrom::kStore);
+  EXPECT_EQ(ReadScattered(*uncached, 0, 4096).origin, Origin::kStore);
+}
+
+TEST_F(ObjectTest, TheWorkersFileIsLookedForAtOpensAndNotTooOften) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  shared_.clock = &clock_;
+  const auto object = MakeObject("a", 4 * kMiB);
+  EXPECT_EQ(worker_.asked(), 1u);
+  worker_.Put(object->key(), PatternBytes("a", "v1", 0, 4 * kMiB));
+  object->LookForComplete();
+  EXPECT_FALSE(object->Complete());  // It was asked a moment ago.
+  EXPECT_EQ(Read(*object, 0, kMiB).origin, Origin::kStore);
+  EXPECT_EQ(worker_.asked(), 1u);
+  clock_.Advance(Object::kLookAgain);
+  object->LookForComplete();
+  EXPECT_EQ(worker_.asked(), 2u);
+  EXPECT_TRUE(object->Complete());
+  const uint64_t sent = store_->bytes_sent();
+  const Answer answer = Read(*object, kMiB, kMiB);
+  EXPECT_EQ(answer.origin, Origin::kShortCircuit);
+  EXPECT_TRUE(Same(answer.bytes, PatternBytes("a", "v1", kMiB, kMiB)));
+  EXPECT_EQ(store_->bytes_sent(), sent);
+  clock_.Advance(Object::kLookAgain);
+  object->LookForComplete();
+  EXPECT_EQ(worker_.asked(), 2u);  // It has what it wants.
+  // The lease ends with its connection, and is taken again at an open.
+  worker_.Disconnect();
+  EXPECT_TRUE(object->Evicted());
+  EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
+  EXPECT_EQ(worker_.leases(), 0u);
+  object->LookForComplete();
+  EXPECT_FALSE(object->Evicted());
+  EXPECT_EQ(worker_.leases(), 1u);
+}
+
 TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
   Make(/*quota=*/kMiB, /*memory=*/4 * kMiB, 8);
   std::vector<std::thread> threads;
@@ -248,8 +420,7 @@ TEST_F(ObjectTest, MemoryStaysWithinItsBudgetUnderManyReaders) {
 }
 
 TEST_F(ObjectTest, StoreErrorReachesTheReaderAndAReadASecondLaterTriesAgain) {
-  test::SimClock clock;
-  shared_.clock = &clock;
+  shared_.clock = &clock_;
   const auto object = MakeObject("a", 8 * kMiB);
   store_->FailNext(1, absl::UnavailableError("503 after 4 tries"), /*bytes=*/kBlockSize + 10);
   const Answer answer = Read(*object, 0, kMiB);
@@ -258,7 +429,7 @@ TEST_F(ObjectTest, StoreErrorReachesTheReaderAndAReadASecondLaterTriesAgain) {
   // The kernel repeats a failed read at once: that must not wait for the store again.
   EXPECT_EQ(Read(*object, 0, kMiB).status, answer.status);
   EXPECT_EQ(store_->requests().size(), 1u);
-  clock.Advance(absl::Seconds(1));
+  clock_.Advance(absl::Seconds(1));
   EXPECT_TRUE(Same(Read(*object, 0, kMiB).bytes, PatternBytes("a", "v1", 0, kMiB)));
   // The block that had arrived before the error was kept.
   EXPECT_EQ(store_->requests()[1].offset, kBlockSize);

@@ -255,11 +255,15 @@ TEST(ProtocolTest, StatusSurvivesTheWire) {
   tier.evictions = {{"quota", 3}};
   report.tiers = {tier};
   report.reads = {{"train", "local", 75, 3}, {"train", "store", 25, 1}, {"val", "local", 0, 0}};
+  report.passthrough_opens = 3;
+  report.passthrough_bytes = 30;
+  report.passthrough_short_circuit_bytes = 20;
   report.errors = {{"tier/disk", 2}};
   report.memory_limit_bytes = 512;
   const base::Json json = ToJson(report);
   EXPECT_EQ(json["hit_ratio"], base::Json({{"train", 0.75}}));  // Nothing of val was read.
   const StatusReport back = StatusReportFromJson(*base::ParseJson(base::JsonLine(json)));
+  EXPECT_EQ(back.passthrough_short_circuit_bytes, 20u);
   EXPECT_EQ(ToJson(back), json);
 }
 

@@ -23,6 +23,7 @@ TEST(ReadPatternTest, SequentialWindowGrowsToItsLimitAndNeverAsksTwice) {
   for (uint64_t offset = 0; offset < 512 * kMiB; offset += kMiB) {
     for (const Range& range : pattern.OnRead(offset, kMiB, kFile, ReadPattern::kWindowMax)) {
       EXPECT_GE(range.offset, asked_to);
+      EXPECT_FALSE(pattern.random());
       asked_to = range.offset + range.size;
     }
     EXPECT_GE(asked_to, offset + kMiB);
@@ -57,10 +58,13 @@ TEST(ReadPatternTest, RandomReadsFetchNothingAhead) {
   std::mt19937_64 random(1);
   ReadPattern pattern;
   uint64_t ahead = 0;
+  int random_reads = 0;
   for (int i = 0; i < 2000; ++i) {
     const uint64_t offset = 4096 * (1 + random() % (kFile / 4096 - 1));
     ahead += Sum(pattern.OnRead(offset, 4096, kFile, ReadPattern::kWindowMax));
+    random_reads += pattern.random() ? 1 : 0;
   }
+  EXPECT_GT(random_reads, 1990);
   // By chance a read falls right behind an earlier one (4 streams x 128 KiB in 2 GiB): a few.
   EXPECT_LE(ahead, 4 * 4 * kMiB);
 }
@@ -83,6 +87,7 @@ TEST(ReadPatternTest, StridesArePredicted) {
   for (uint64_t i = 1; i <= 4; ++i) {
     ahead = pattern.OnRead(i * 100 * kMiB, 65536, kFile, ReadPattern::kWindowMax);
   }
+  EXPECT_FALSE(pattern.random());
   ASSERT_EQ(ahead.size(), 4u);
   EXPECT_EQ(ahead[0].offset, 500 * kMiB);
   EXPECT_EQ(ahead[0].size, 65536u);
