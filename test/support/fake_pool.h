@@ -93,6 +93,9 @@ class FakePool final : public pool::Pool {
     base::UniqueFd fd(open(found->second.c_str(), O_RDONLY | O_CLOEXEC));
     return std::make_shared<Borrowed>(std::move(fd), NameOf(key), leases_);
   }
+  absl::Status Index(const proto::IndexGet&, store::BodySink, const store::CallOptions&) override {
+    return absl::UnimplementedError("FakePool::Index");
+  }
   absl::StatusOr<proto::Done> Load(const tier::FileKey&, uint64_t, uint64_t,
                                    const store::CallOptions&) override {
     return absl::UnimplementedError("FakePool::Load");
