@@ -73,6 +73,21 @@ std::string TierTable(const std::vector<TierStatus>& tiers) {
                      rows, kIndent);
 }
 
+// What a worker is to the mount; an error may be long and so comes last.
+std::string WorkerTable(const control::PoolStatus& pool) {
+  std::vector<std::vector<std::string>> rows;
+  for (const control::MemberStatus& member : pool.members) {
+    rows.push_back({Printable(member.address), member.id.empty() ? "-" : Printable(member.id),
+                    !member.reachable ? "away"
+                    : member.draining ? "draining"
+                                      : "answers",
+                    Bytes(member.capacity_bytes),
+                    member.last_error.empty() ? "-" : Printable(member.last_error)});
+  }
+  return RenderTable({{"WORKER"}, {"ID"}, {"STATE"}, {"CAPACITY", true}, {"LAST ERROR"}}, rows,
+                     kIndent);
+}
+
 // A row per dataset: the share that did not come from the store, and the bytes of each place that
 // gave any.
 std::string ReadTable(const std::vector<ReadStatus>& reads) {
@@ -197,6 +212,16 @@ std::string RenderStatus(const StatusReport& report, absl::Time now) {
              absl::StrCat(Bytes(report.store_bytes), " in ", GroupDigits(report.store_requests),
                           " requests"),
              &out);
+  if (!report.pool.members.empty()) {
+    AppendFact("workers",
+               absl::StrCat(Bytes(report.pool.bytes_remote), " from them, ",
+                            Bytes(report.pool.bytes_through_store), " that they fetched, ",
+                            Bytes(report.pool.bytes_short_circuit), " in files handed over; ",
+                            GroupDigits(report.pool.bypassed), " by-passed, ",
+                            GroupDigits(report.pool.faults), " faults (",
+                            GroupDigits(report.pool.damaged), " damaged)"),
+               &out);
+  }
   AppendFact("names",
              absl::StrCat(GroupDigits(report.files), " files, ", GroupDigits(report.directories),
                           " directories, ", GroupDigits(report.names_hidden), " hidden, ",
@@ -209,6 +234,7 @@ std::string RenderStatus(const StatusReport& report, absl::Time now) {
   AppendFact("errors", NonZero(report.errors), &out);
   AppendKeeper(report, &out);
   if (!report.tiers.empty()) absl::StrAppend(&out, "\n", TierTable(report.tiers));
+  if (!report.pool.members.empty()) absl::StrAppend(&out, "\n", WorkerTable(report.pool));
   if (!report.reads.empty()) absl::StrAppend(&out, "\n", ReadTable(report.reads));
   return out;
 }

@@ -11,11 +11,15 @@
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
+#include "common/net/address.h"
 
 namespace millrace::config {
 namespace {
 
 using base::Json;
+
+// The data port of workers, as millrace-worker has it by default.
+constexpr int kWorkerPort = 7451;
 
 absl::Status WrongType(absl::string_view path, absl::string_view wanted, const Json& value) {
   return absl::InvalidArgumentError(
@@ -194,6 +198,27 @@ absl::Status ParseLevel(const Json& level, absl::string_view where,
   return absl::OkStatus();
 }
 
+// The headless service of the workers: its name stands for all of them.
+absl::Status ParseWorkers(const Json& file, std::vector<std::string>* workers) {
+  const Json& worker = base::JsonField(file, "worker");
+  if (worker.is_null()) return absl::OkStatus();
+  if (!worker.is_object()) return WrongType("worker", "an object", worker);
+  const Json& enabled = base::JsonField(worker, "enabled");
+  if (enabled.is_null()) return absl::OkStatus();
+  if (!enabled.is_boolean()) return WrongType("worker.enabled", "true or false", enabled);
+  const Json& service = base::JsonField(worker, "service");
+  if (service.is_null()) return absl::OkStatus();
+  if (!service.is_object()) return WrongType("worker.service", "an object", service);
+  ASSIGN_OR_RETURN(const std::string name, StringField(service, "name", "worker.service."));
+  if (name.empty() || !enabled.get<bool>()) return absl::OkStatus();
+  const absl::Status valid = net::ParseAddress(absl::StrCat(name, ":", kWorkerPort)).status();
+  if (!valid.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("worker.service.name: ", valid.message()));
+  }
+  workers->push_back(absl::StrCat("dns:", name, ":", kWorkerPort));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text,
@@ -212,6 +237,7 @@ absl::StatusOr<RuntimeConfig> ParseRuntimeConfig(absl::string_view text,
   for (const std::string& mode : modes) {
     config.read_write = config.read_write || absl::StartsWith(mode, "ReadWrite");
   }
+  RETURN_IF_ERROR(ParseWorkers(json, &config.workers));
   const Json& part = base::JsonField(json, component.c_str());
   if (part.is_null()) return config;
   if (!part.is_object()) return WrongType(component, "an object", part);

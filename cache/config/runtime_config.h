@@ -7,6 +7,7 @@
 //                 "encryptOptions": {"access-key": "/etc/fluid/secrets/s/key"}}],
 //     "targetPath": "/runtime-mnt/cache/ns/name/cache-fuse",
 //     "accessModes": ["ReadOnlyMany"],
+//     "worker": {"enabled": true, "service": {"name": "svc-name-worker"}},
 //     "client": {
 //       "options": {"memory-limit": "1Gi", "metrics": ":7462"},
 //       "tieredStoreLevels": [{"mountPaths": ["/dev/shm"], "mediumType": "MEM",
@@ -35,6 +36,8 @@ struct RuntimeConfig {
   std::string target_path;
   bool read_write = false;  // An access mode asks for it.
   std::vector<tier::TierOptions> tiers;
+  // The service of the workers, where they are enabled and have one: as --workers takes it.
+  std::vector<std::string> workers;
   // Of the component, values as text, in the order of their names.
   std::vector<std::pair<std::string, std::string>> options;
 };

@@ -21,8 +21,8 @@
 
 namespace millrace::pool {
 
-// "--workers HOST:PORT[,HOST:PORT…] | dns:NAME:PORT | unix:PATH", repeatable: a list, a name whose
-// SRV or A records are the members, and the socket of the worker on this node.
+// "--workers ADDRESS[,ADDRESS…]", repeatable: HOST:PORT; dns:NAME:PORT, a name whose SRV or A
+// records are the members; unix:PATH, the socket of the worker on this node.
 struct PoolOptions {
   std::vector<std::string> workers;
   std::string cluster = "millrace";

@@ -28,9 +28,11 @@ bool IsNumeric(const std::string& host) {
          inet_pton(AF_INET6, host.substr(0, host.find('%')).c_str(), &parsed) == 1;
 }
 
-absl::Status Wrong(absl::string_view text, absl::string_view why) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", text, "\": ", why, "; write HOST:PORT[,HOST:PORT...], dns:NAME:PORT or unix:/PATH"));
+absl::Status Wrong(absl::string_view text) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", text,
+                   "\" is not a worker's address; write HOST:PORT, dns:NAME:PORT or "
+                   "unix:/PATH, several with commas between"));
 }
 
 // The targets of the SRV records of `name` that have `port`; all of them for port 0.
@@ -91,27 +93,16 @@ absl::StatusOr<std::vector<WorkerSource>> ParseWorkers(absl::Span<const std::str
   std::vector<WorkerSource> sources;
   size_t sockets = 0;
   for (const std::string& text : workers) {
-    absl::string_view name = text;
-    if (absl::ConsumePrefix(&name, "dns:")) {
+    for (const absl::string_view part : absl::StrSplit(text, ',')) {
+      absl::string_view name = part;
+      const bool is_name = absl::ConsumePrefix(&name, "dns:");
       const absl::StatusOr<net::Address> address = net::ParseAddress(name);
-      if (!address.ok() || address->is_unix() || address->host.empty() || address->port == 0 ||
-          IsNumeric(address->host)) {
-        return Wrong(text, "not a name and a port");
-      }
-      sources.push_back({WorkerSource::Kind::kName, *address});
-      continue;
-    }
-    // A path may have commas.
-    const std::vector<absl::string_view> parts = absl::StartsWith(text, "unix:")
-                                                     ? std::vector<absl::string_view>{text}
-                                                     : absl::StrSplit(text, ',');
-    for (const absl::string_view part : parts) {
-      const absl::StatusOr<net::Address> address = net::ParseAddress(part);
-      if (!address.ok() || (!address->is_unix() && (address->host.empty() || address->port == 0))) {
-        return Wrong(part, "not the address of a worker");
-      }
+      const bool tcp = address.ok() && !address->host.empty() && address->port != 0;
+      if (is_name && (!tcp || IsNumeric(address->host))) return Wrong(part);
+      if (!is_name && !tcp && !(address.ok() && address->is_unix())) return Wrong(part);
       sockets += address->is_unix() ? 1 : 0;
-      sources.push_back({WorkerSource::Kind::kAddress, *address});
+      sources.push_back(
+          {is_name ? WorkerSource::Kind::kName : WorkerSource::Kind::kAddress, *address});
     }
   }
   if (sockets > 1) {

@@ -21,7 +21,8 @@ struct WorkerSource {
   net::Address address;  // kName: the name and the port behind "dns:".
 };
 
-// "HOST:PORT[,HOST:PORT…]", "dns:NAME:PORT", "unix:PATH". InvalidArgument says what is wrong.
+// "HOST:PORT", "dns:NAME:PORT", "unix:PATH", several of them with commas between. At most one
+// socket, which is this node's worker. InvalidArgument says what is wrong.
 absl::StatusOr<std::vector<WorkerSource>> ParseWorkers(absl::Span<const std::string> workers);
 
 // Whom a name stands for now: the targets of its SRV records with this port (all of them if the

@@ -48,6 +48,42 @@ TierStatus TierFromJson(const Json& json) {
   return tier;
 }
 
+Json ToJson(const PoolStatus& pool) {
+  Json members = Json::array();
+  for (const MemberStatus& member : pool.members) {
+    members.push_back({{"address", member.address},
+                       {"id", member.id},
+                       {"reachable", member.reachable},
+                       {"draining", member.draining},
+                       {"capacity_bytes", member.capacity_bytes},
+                       {"last_error", member.last_error}});
+  }
+  return {{"members", std::move(members)},
+          {"bytes_remote", pool.bytes_remote},
+          {"bytes_through_store", pool.bytes_through_store},
+          {"bytes_short_circuit", pool.bytes_short_circuit},
+          {"bypassed", pool.bypassed},
+          {"faults", pool.faults},
+          {"damaged", pool.damaged}};
+}
+
+PoolStatus PoolFromJson(const Json& json) {
+  PoolStatus pool;
+  for (const Json& member : JsonField(json, "members")) {
+    pool.members.push_back({JsonString(member, "address"), JsonString(member, "id"),
+                            JsonBool(member, "reachable"), JsonBool(member, "draining"),
+                            JsonUnsigned(member, "capacity_bytes"),
+                            JsonString(member, "last_error")});
+  }
+  pool.bytes_remote = JsonUnsigned(json, "bytes_remote");
+  pool.bytes_through_store = JsonUnsigned(json, "bytes_through_store");
+  pool.bytes_short_circuit = JsonUnsigned(json, "bytes_short_circuit");
+  pool.bypassed = JsonUnsigned(json, "bypassed");
+  pool.faults = JsonUnsigned(json, "faults");
+  pool.damaged = JsonUnsigned(json, "damaged");
+  return pool;
+}
+
 Json ToJson(const KeeperStatus& keeper) {
   Json json = {{"pid", keeper.pid},
                {"alive", keeper.alive},
@@ -167,6 +203,7 @@ Json ToJson(const StatusReport& report) {
       {"features", report.features},
       {"sources", std::move(sources)},
       {"tiers", std::move(tiers)},
+      {"pool", ToJson(report.pool)},
       {"reads", std::move(reads)},
       {"hit_ratio", HitRatios(report.reads)},
       {"passthrough",
@@ -212,6 +249,7 @@ StatusReport StatusReportFromJson(const Json& json) {
         {JsonString(source, "name"), JsonString(source, "url"), JsonString(source, "kind")});
   }
   for (const Json& tier : JsonField(json, "tiers")) report.tiers.push_back(TierFromJson(tier));
+  report.pool = PoolFromJson(JsonField(json, "pool"));
   for (const Json& read : JsonField(json, "reads")) {
     report.reads.push_back({JsonString(read, "dataset"), JsonString(read, "tier"),
                             JsonUnsigned(read, "bytes"), JsonUnsigned(read, "requests")});

@@ -94,6 +94,27 @@ struct KeeperStatus {
   std::string crash_loop;      // Why no daemon is started any more; empty: one serves.
 };
 
+// One cache worker as the mount sees it.
+struct MemberStatus {
+  std::string address;  // HOST:PORT, or unix:PATH of this node's.
+  std::string id;       // Empty until it has answered once.
+  bool reachable = false;
+  bool draining = false;
+  uint64_t capacity_bytes = 0;
+  std::string last_error;
+};
+
+// The cache workers of a mount; no members where it uses none.
+struct PoolStatus {
+  std::vector<MemberStatus> members;
+  uint64_t bytes_remote = 0;         // Had by workers.
+  uint64_t bytes_through_store = 0;  // Fetched by workers for this mount.
+  uint64_t bytes_short_circuit = 0;  // Sizes of the files this node's worker handed over.
+  uint64_t bypassed = 0;             // Ranges that no worker gave.
+  uint64_t faults = 0;               // Calls to workers that failed, damaged answers included.
+  uint64_t damaged = 0;
+};
+
 struct StatusReport {
   std::string mountpoint;
   std::string version;
@@ -106,6 +127,7 @@ struct StatusReport {
   std::map<std::string, bool> features;  // "passthrough", "open_less", "fuse_over_io_uring", …
   std::vector<SourceStatus> sources;
   std::vector<TierStatus> tiers;
+  PoolStatus pool;
   std::vector<ReadStatus> reads;
   // Opens the kernel serves by itself, and the sizes of those files. What is read through them is
   // invisible to the daemon and in none of the other figures.

@@ -95,6 +95,27 @@ inline constexpr MetricInfo kCacheRefused = {"millrace_cache_refused_total",
                                              "Files not admitted to a tier for want of room.",
                                              {"tier"}};
 
+// --- Cache workers, as one that asks them sees them.
+inline constexpr MetricInfo kPoolBytes = {
+    "millrace_pool_bytes_total",
+    MetricKind::kCounter,
+    "Bytes that workers gave. from: worker (it had them), store (it fetched them for this), "
+    "short_circuit (sizes of the files whose descriptor was handed over).",
+    {"from"}};
+inline constexpr MetricInfo kPoolBypassed = {
+    "millrace_pool_bypassed_total", MetricKind::kCounter,
+    "Ranges that came from the store because no worker gave them."};
+inline constexpr MetricInfo kPoolFaults = {
+    "millrace_pool_faults_total",
+    MetricKind::kCounter,
+    "Failed calls to workers, by-passed. kind: damaged (what came was not the answer), call (all "
+    "others).",
+    {"kind"}};
+inline constexpr MetricInfo kPoolMembers = {"millrace_pool_members",
+                                            MetricKind::kGauge,
+                                            "Workers known. state: answers, draining, away.",
+                                            {"state"}};
+
 // --- Sessions and the file system.
 inline constexpr MetricInfo kTakeovers = {
     "millrace_session_takeovers_total",
@@ -141,12 +162,14 @@ inline constexpr MetricInfo kProcessStart = {"process_start_time_seconds", Metri
 
 // In the order above: the order of the page.
 inline constexpr std::array kAllMetrics = {
-    &kReadBytes,      &kReadRequests,   &kReadSeconds,  &kPassthroughOpens, &kPassthroughBytes,
-    &kStoreRequests,  &kStoreBytes,     &kCacheUsed,    &kCacheCapacity,    &kCacheHitRatio,
-    &kCacheEvictions, &kCacheDemotions, &kCacheRefused, &kTakeovers,        &kTakeoverSeconds,
-    &kSessionsLost,   &kFuseRequests,   &kErrors,       &kNamesHidden,      &kNames,
-    &kMemoryUsed,     &kMemoryLimit,    &kBuildInfo,    &kProcessResident,  &kProcessCpu,
-    &kProcessStart,
+    &kReadBytes,        &kReadRequests,  &kReadSeconds,     &kPassthroughOpens,
+    &kPassthroughBytes, &kStoreRequests, &kStoreBytes,      &kCacheUsed,
+    &kCacheCapacity,    &kCacheHitRatio, &kCacheEvictions,  &kCacheDemotions,
+    &kCacheRefused,     &kPoolBytes,     &kPoolBypassed,    &kPoolFaults,
+    &kPoolMembers,      &kTakeovers,     &kTakeoverSeconds, &kSessionsLost,
+    &kFuseRequests,     &kErrors,        &kNamesHidden,     &kNames,
+    &kMemoryUsed,       &kMemoryLimit,   &kBuildInfo,       &kProcessResident,
+    &kProcessCpu,       &kProcessStart,
 };
 
 // Values of the label "tier" of reads.

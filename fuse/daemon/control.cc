@@ -104,6 +104,22 @@ absl::Status Daemon::HandleEvict(const control::PathsRequest& request,
   return absl::OkStatus();
 }
 
+control::PoolStatus Daemon::StatusOfWorkers() const {
+  const pool::PoolStats stats = workers_->Stats();
+  control::PoolStatus status;
+  for (const pool::MemberStatus& member : workers_->Members()) {
+    status.members.push_back({member.address, member.id, member.reachable, member.draining,
+                              member.capacity_bytes, member.last_error});
+  }
+  status.bytes_remote = stats.bytes_remote;
+  status.bytes_through_store = stats.bytes_through_store;
+  status.bytes_short_circuit = stats.bytes_short_circuit;
+  status.bypassed = stats.bypassed;
+  status.faults = stats.faults;
+  status.damaged = stats.damaged_frames;
+  return status;
+}
+
 control::StatusReport Daemon::Status() const {
   control::StatusReport report;
   report.mountpoint = options_.mountpoint;
@@ -130,6 +146,7 @@ control::StatusReport Daemon::Status() const {
   for (const tier::TierStats& stats : cache_->Stats()) {
     report.tiers.push_back(TierStatusOf(stats));
   }
+  if (workers_ != nullptr) report.pool = StatusOfWorkers();
   report.reads = read_counter_->Reads();
   const ReadCounter::Passthrough own = read_counter_->passthrough(fetch::Origin::kLocal);
   const ReadCounter::Passthrough borrowed =

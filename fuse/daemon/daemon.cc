@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cache/pool/short_circuit.h"
 #include "cache/tier/no_cache.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
@@ -64,6 +65,26 @@ vfs::Profile ProfileOf(options::Profile profile) {
   return vfs::Profile::kAuto;
 }
 
+void CollectWorkers(const pool::Pool& workers, metrics::SampleSink& sink) {
+  const pool::PoolStats stats = workers.Stats();
+  sink.Add(metrics::kPoolBytes, {"worker"}, static_cast<double>(stats.bytes_remote));
+  sink.Add(metrics::kPoolBytes, {"store"}, static_cast<double>(stats.bytes_through_store));
+  sink.Add(metrics::kPoolBytes, {"short_circuit"}, static_cast<double>(stats.bytes_short_circuit));
+  sink.Add(metrics::kPoolBypassed, {}, static_cast<double>(stats.bypassed));
+  sink.Add(metrics::kPoolFaults, {"damaged"}, static_cast<double>(stats.damaged_frames));
+  sink.Add(metrics::kPoolFaults, {"call"},
+           static_cast<double>(stats.faults - std::min(stats.faults, stats.damaged_frames)));
+  double answers = 0;
+  double draining = 0;
+  double away = 0;
+  for (const pool::MemberStatus& member : workers.Members()) {
+    ++(!member.reachable ? away : member.draining ? draining : answers);
+  }
+  sink.Add(metrics::kPoolMembers, {"answers"}, answers);
+  sink.Add(metrics::kPoolMembers, {"draining"}, draining);
+  sink.Add(metrics::kPoolMembers, {"away"}, away);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions& options,
@@ -75,6 +96,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions
     RETURN_IF_ERROR(daemon->metrics_->Serve(options.metrics_address));
     daemon->metrics_wanted_ = false;
   }
+  RETURN_IF_ERROR(daemon->OpenWorkers());
   RETURN_IF_ERROR(daemon->OpenSources());
   const size_t descriptors = RaiseDescriptorLimit();
   RETURN_IF_ERROR(daemon->OpenFileIo());
@@ -139,6 +161,18 @@ void Daemon::Stop() {
   stop_.NotifyAll();
 }
 
+absl::Status Daemon::OpenWorkers() {
+  if (options_.workers.empty()) return absl::OkStatus();
+  pool::PoolOptions options;
+  options.workers = options_.workers;
+  options.cluster = options_.cluster;
+  options.certificate = options_.worker_certificate;
+  options.key = options_.worker_key;
+  options.authority = options_.worker_authority;
+  ASSIGN_OR_RETURN(workers_, pool::Pool::Create(options));
+  return absl::OkStatus();
+}
+
 absl::Status Daemon::OpenSources() {
   std::vector<std::string> labels;
   for (const std::string& text : options_.sources) {
@@ -155,6 +189,11 @@ absl::Status Daemon::OpenSources() {
     source.store = store::NewRetryingStore(
         store::NewCountingStore(std::move(source.store), store_counters_.back().get()),
         {.deadline = options_.store_deadline});
+    // Above what counts and tries again: a request to the store is one, who answers the reader or
+    // not.
+    if (workers_ != nullptr) {
+      source.store = workers_->Wrap(source.source.identity, std::move(source.store));
+    }
     sources_.push_back(std::move(source));
   }
   read_counter_ = std::make_unique<ReadCounter>(labels, metrics_.get());
@@ -192,6 +231,12 @@ absl::Status Daemon::OpenCache(size_t descriptors) {
     cache_ = tier::NewNoCache();
   } else {
     ASSIGN_OR_RETURN(cache_, tier::TieredCache::Open(cache, file_io_.get()));
+  }
+  if (workers_ != nullptr) {
+    // Each borrowed file is a descriptor.
+    cache_ = std::make_unique<pool::ShortCircuitCache>(std::move(cache_), workers_.get(),
+                                                       std::min<size_t>(descriptors / 4, 10'000),
+                                                       file_io_.get(), base::RealClock());
   }
 
   pool_ = std::make_unique<fetch::BufferPool>(BufferBudget(options_.memory_limit_bytes));
@@ -384,6 +429,9 @@ control::ReadySummary Daemon::Summary() const {
   if (options_.tiers.empty()) {
     summary.facts.emplace_back("cache", "none here: the workers keep what is read");
   }
+  if (!options_.workers.empty()) {
+    summary.facts.emplace_back("workers", absl::StrJoin(options_.workers, ", "));
+  }
   const adapter::Features features = mount_->features();
   summary.facts.emplace_back("passthrough", features.passthrough
                                                 ? "yes: complete files are read by the kernel alone"
@@ -413,6 +461,7 @@ void Daemon::Collect(metrics::SampleSink& sink) {
     sink.Add(metrics::kErrors, {"cache", absl::StrCat("disk ", label)}, tier.faults_disk);
     sink.Add(metrics::kErrors, {"cache", absl::StrCat("damaged ", label)}, tier.faults_damaged);
   }
+  if (workers_ != nullptr) CollectWorkers(*workers_, sink);
   std::map<std::string, std::pair<double, double>> by_dataset;  // All bytes, bytes of the store.
   for (const control::ReadStatus& read : read_counter_->Reads()) {
     by_dataset[read.dataset].first += static_cast<double>(read.bytes);

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cache/fetch/object.h"
+#include "cache/pool/pool.h"
 #include "common/control/control_server.h"
 #include "common/control/protocol.h"
 #include "common/control/ready.h"
@@ -76,6 +77,7 @@ class Daemon : private keeper::CustodyEvents {
   std::vector<std::pair<uint64_t, int>> BackingIds() override { return ledger_->BackingIds(); }
   void Note(bool* event) ABSL_LOCKS_EXCLUDED(stop_mutex_);
 
+  absl::Status OpenWorkers();
   absl::Status OpenSources();
   absl::Status OpenFileIo();
   absl::Status OpenCache(size_t descriptors);
@@ -94,6 +96,7 @@ class Daemon : private keeper::CustodyEvents {
   absl::Status HandleWarm(const control::PathsRequest& request, control::ResponseStream& stream);
   absl::Status HandleEvict(const control::PathsRequest& request, control::ResponseStream& stream);
   control::StatusReport Status() const;
+  control::PoolStatus StatusOfWorkers() const;
 
   const options::MountOptions options_;
   keeper::Custody* const custody_;
@@ -103,6 +106,7 @@ class Daemon : private keeper::CustodyEvents {
 
   std::unique_ptr<metrics::Metrics> metrics_;
   std::vector<std::unique_ptr<StoreCounter>> store_counters_;
+  std::unique_ptr<pool::Pool> workers_;  // Null without --workers.
   std::vector<store::OpenedSource> sources_;
   std::unique_ptr<ReadCounter> read_counter_;
   std::unique_ptr<io::FileIo> file_io_;

@@ -14,6 +14,10 @@ store::LocalFiles LocalFilesOf(const MountOptions& options, const store::Environ
               std::back_inserter(all.directories));
     std::move(local->files.begin(), local->files.end(), std::back_inserter(all.files));
   }
+  for (const std::string* file :
+       {&options.worker_certificate, &options.worker_key, &options.worker_authority}) {
+    if (!file->empty()) all.files.push_back(*file);
+  }
   return all;
 }
 

@@ -6,7 +6,8 @@
 
 namespace millrace::options {
 
-// Of all sources together. One that is wrong is left out: opening it will say so.
+// Of all sources together, and the files of --worker-certificate. A source that is wrong is left
+// out: opening it will say so.
 store::LocalFiles LocalFilesOf(const MountOptions& options, const store::Environment& environment);
 
 }  // namespace millrace::options

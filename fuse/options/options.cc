@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "cache/config/runtime_config.h"
+#include "cache/pool/resolver.h"
 #include "common/base/file_text.h"
 #include "common/base/flags.h"
 #include "common/base/status_macros.h"
@@ -140,14 +141,25 @@ void DeclareCache(MountOptions* options, base::FlagSet* flags) {
       "new files push out old ones");
   flags->Bytes("memory-limit", &options->memory_limit_bytes, 64 * base::kMiB,
                "budget for data in flight (default 512Mi, at least 64Mi)");
+}
+
+void DeclareWorkers(MountOptions* options, base::FlagSet* flags) {
   flags->Custom(
-      "workers", "HOST:PORT[,...]|dns:NAME:PORT|unix:PATH",
-      [](absl::string_view) {
-        return absl::InvalidArgumentError(
-            "cache workers arrive with a later version; leave the option out: this mount then "
-            "caches by itself");
+      "workers", "ADDRESS[,ADDRESS...]",
+      [options](absl::string_view value) -> absl::Status {
+        options->workers.emplace_back(value);
+        return pool::ParseWorkers(options->workers).status();
       },
-      "cache workers of a cluster; not in this version: refused");
+      "cache workers to read through, repeatable: HOST:PORT, dns:NAME:PORT (a name of all of them) "
+      "and unix:PATH (the socket of this node's own); without --tier nothing is then cached here");
+  flags->Text("cluster", "ID", &options->cluster,
+              "the cluster that the workers must be of (default millrace)");
+  flags->Text(
+      "worker-certificate", "FILE", &options->worker_certificate,
+      "certificate (PEM) that this mount shows to workers: they are then spoken to with TLS");
+  flags->Text("worker-key", "FILE", &options->worker_key, "its key");
+  flags->Text("worker-authority", "FILE", &options->worker_authority,
+              "certificates of the authority that the workers' must come from");
 }
 
 void DeclareCustody(MountOptions* options, base::FlagSet* flags) {
@@ -227,6 +239,7 @@ void DeclareReading(MountOptions* options, base::FlagSet* flags) {
 base::FlagSet DeclareFlags(MountOptions* options, std::string* config_path) {
   base::FlagSet flags(HelpOfMount());
   DeclareCache(options, &flags);
+  DeclareWorkers(options, &flags);
   DeclareReading(options, &flags);
   DeclareAccess(options, &flags);
   DeclareCustody(options, &flags);
@@ -273,6 +286,9 @@ absl::Status ApplyConfig(absl::string_view json, const base::ParsedArguments& pa
   // Tiers do not add up over their origins: the more particular one replaces the others.
   if (!config.tiers.empty()) options->tiers = std::move(config.tiers);
   if (parsed.Has("tier")) options->tiers.clear();
+  // What the cluster says of its workers is the least particular of all.
+  if (options->workers.empty()) options->workers = std::move(config.workers);
+  if (parsed.Has("workers")) options->workers.clear();
   return absl::OkStatus();
 }
 
@@ -414,6 +430,11 @@ std::vector<std::string> ToArguments(const MountOptions& options) {
     add("tier", absl::StrCat(tier::MediumName(tier.medium), ":", tier.path, ":", tier.quota_bytes,
                              ",high=", tier.high_water, ",low=", tier.low_water));
   }
+  for (const std::string& workers : options.workers) add("workers", workers);
+  add("cluster", options.cluster);
+  if (!options.worker_certificate.empty()) add("worker-certificate", options.worker_certificate);
+  if (!options.worker_key.empty()) add("worker-key", options.worker_key);
+  if (!options.worker_authority.empty()) add("worker-authority", options.worker_authority);
   add("eviction", options.eviction == tier::EvictionPolicy::kEpoch ? "epoch" : "sieve");
   add("memory-limit", options.memory_limit_bytes);
   add("profile", kProfileNames[static_cast<size_t>(options.profile)]);

@@ -33,7 +33,13 @@ struct MountOptions {
   // different ones.
   std::vector<std::string> sources;
   std::string mountpoint;
-  std::vector<tier::TierOptions> tiers;  // Fastest first. Empty until Validate fills the default.
+  // Fastest first. Empty until Validate fills the default; with workers it stays empty.
+  std::vector<tier::TierOptions> tiers;
+  std::vector<std::string> workers;  // As pool::PoolOptions::workers; empty: none are used.
+  std::string cluster = "millrace";  // The pool they must belong to.
+  std::string worker_certificate;    // PEM files: all three or none.
+  std::string worker_key;
+  std::string worker_authority;
   bool read_write = false;
   std::string metrics_address;  // HOST:PORT; empty: no metrics are served.
   bool foreground = false;

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -189,6 +191,37 @@ absl::Status CheckDistinct(const std::vector<tier::TierOptions>& tiers) {
   return absl::OkStatus();
 }
 
+// Makes the paths absolute. What is in the files is looked at by who uses them.
+absl::Status CheckCertificates(MountOptions* options) {
+  const std::pair<absl::string_view, std::string*> files[] = {
+      {"--worker-certificate", &options->worker_certificate},
+      {"--worker-key", &options->worker_key},
+      {"--worker-authority", &options->worker_authority}};
+  const auto given = std::count_if(std::begin(files), std::end(files),
+                                   [](const auto& file) { return !file.second->empty(); });
+  if (given == 0) return absl::OkStatus();
+  if (given != std::ssize(files)) {
+    return absl::InvalidArgumentError(
+        "--worker-certificate, --worker-key and --worker-authority belong together; give all "
+        "three, or none");
+  }
+  if (options->workers.empty()) {
+    return absl::InvalidArgumentError(
+        "--worker-certificate is for workers, and none are given; add --workers, or leave it out");
+  }
+  for (const auto& [name, file] : files) {
+    *file = base::ResolvePath(*file);
+    struct stat found;
+    if (stat(file->c_str(), &found) != 0) {
+      return base::ErrnoStatus(errno, absl::StrCat(name, " ", *file));
+    }
+    if (!S_ISREG(found.st_mode)) {
+      return absl::InvalidArgumentError(absl::StrCat(name, " ", *file, " is not a file"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
@@ -196,7 +229,12 @@ absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
   options->mountpoint = base::ResolvePath(options->mountpoint);
   RETURN_IF_ERROR(CheckSourcesOutside(*options));
   RETURN_IF_ERROR(CheckMountpoint(mounts, options->mountpoint));
-  if (options->tiers.empty()) {
+  if (options->cluster.empty()) {
+    return absl::InvalidArgumentError("--cluster is empty; leave it out, or name the workers' own");
+  }
+  RETURN_IF_ERROR(CheckCertificates(options));
+  // With workers the bytes are cached there: a second copy here only if it is asked for.
+  if (options->tiers.empty() && options->workers.empty()) {
     ASSIGN_OR_RETURN(tier::TierOptions tier, DefaultTier(cache_base, options->mountpoint));
     options->tiers.push_back(std::move(tier));
   }

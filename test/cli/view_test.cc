@@ -180,6 +180,28 @@ TEST(StatusViewTest, ShowsAMountInFull) {
 )");
 }
 
+TEST(StatusViewTest, ShowsWorkers) {
+  control::StatusReport report = Report();
+  report.pool.members = {{"10.0.0.1:7451", "worker-0", true, false, 2 * base::kGiB, ""},
+                         {"10.0.0.2:7451", "worker-1", true, true, base::kGiB, ""},
+                         {"unix:/run/w.sock", "", false, false, 0, "cannot connect"}};
+  report.pool.bytes_remote = 3 * base::kMiB;
+  report.pool.bytes_through_store = 2 * base::kMiB;
+  report.pool.bytes_short_circuit = base::kGiB;
+  report.pool.bypassed = 4;
+  report.pool.faults = 1234;
+  report.pool.damaged = 5;
+  const std::string text = RenderStatus(report, absl::FromUnixSeconds(1700007380));
+  EXPECT_THAT(text, HasSubstr("  workers     3.0 MiB from them, 2.0 MiB that they fetched, 1.0 GiB "
+                              "in files handed over; 4 by-passed, 1,234 faults (5 damaged)\n"));
+  EXPECT_THAT(text, HasSubstr(R"(
+  WORKER            ID        STATE     CAPACITY  LAST ERROR
+  10.0.0.1:7451     worker-0  answers    2.0 GiB  -
+  10.0.0.2:7451     worker-1  draining   1.0 GiB  -
+  unix:/run/w.sock  -         away           0 B  cannot connect
+)"));
+}
+
 TEST(StatusViewTest, SaysThatAKeeperIsGone) {
   control::StatusReport report = Report();
   report.keeper.alive = false;

@@ -258,6 +258,13 @@ TEST(ProtocolTest, StatusSurvivesTheWire) {
   report.passthrough_opens = 3;
   report.passthrough_bytes = 30;
   report.passthrough_short_circuit_bytes = 20;
+  report.pool.members = {{"h:7451", "w", true, true, 5, "why"}};
+  report.pool.bytes_remote = 1;
+  report.pool.bytes_through_store = 2;
+  report.pool.bytes_short_circuit = 3;
+  report.pool.bypassed = 4;
+  report.pool.faults = 5;
+  report.pool.damaged = 6;
   report.errors = {{"tier/disk", 2}};
   report.memory_limit_bytes = 512;
   const base::Json json = ToJson(report);
@@ -265,6 +272,8 @@ TEST(ProtocolTest, StatusSurvivesTheWire) {
   const StatusReport back = StatusReportFromJson(*base::ParseJson(base::JsonLine(json)));
   EXPECT_EQ(back.passthrough_short_circuit_bytes, 20u);
   EXPECT_EQ(ToJson(back), json);
+  EXPECT_EQ(back.pool.members[0].last_error, "why");
+  EXPECT_EQ(back.pool.damaged, 6u);
 }
 
 TEST(ProtocolTest, ReadsAnswersOfOtherVersions) {

@@ -51,6 +51,10 @@ CollectorHandle Fill(Metrics* metrics) {
       sink.Add(*metric, {"ssd:/c"}, 5);
     }
     sink.Add(kCacheEvictions, {"ssd:/c", "quota"}, 2);
+    sink.Add(kPoolBytes, {"worker"}, 7);
+    sink.Add(kPoolBypassed, {}, 1);
+    sink.Add(kPoolFaults, {"call"}, 1);
+    sink.Add(kPoolMembers, {"answers"}, 3);
     Histogram::Snapshot pauses = {};
     sink.AddHistogram(kTakeoverSeconds, {}, pauses);
     sink.Add(kSessionsLost, {}, 0);

@@ -216,7 +216,25 @@ TEST(MountOptionsTest, SourcesJoinByTheirNames) {
 
 TEST(MountOptionsTest, RefusesWhatIsNotInThisVersion) {
   EXPECT_THAT(ErrorOf({"--read-write", "s3://a", "/m"}), HasSubstr("writing is not in this"));
-  EXPECT_THAT(ErrorOf({"--workers", "h:7450", "s3://a", "/m"}), HasSubstr("later version"));
+}
+
+TEST(MountOptionsTest, TakesWorkers) {
+  const MountOptions options =
+      Parsed({"--workers", "a:7451,[fd00::1]:7451", "--workers=dns:svc.ns:7451,unix:/run/w.sock",
+              "--cluster", "east", "--worker-certificate", "/c", "--worker-key", "/k",
+              "--worker-authority", "/a", "s3://b", "/m"});
+  EXPECT_THAT(options.workers,
+              ElementsAre("a:7451,[fd00::1]:7451", "dns:svc.ns:7451,unix:/run/w.sock"));
+  EXPECT_EQ(options.cluster, "east");
+  const std::vector<std::string> written = ToArguments(options);
+  const MountOptions again = Parsed(written);
+  EXPECT_EQ(ToArguments(again), written);
+  EXPECT_EQ(again.workers, options.workers);
+  EXPECT_EQ(again.worker_authority, "/a");
+  EXPECT_THAT(ErrorOf({"--workers", "h", "s3://a", "/m"}), HasSubstr("--workers: \"h\" is not"));
+  EXPECT_THAT(ErrorOf({"--workers", "", "s3://a", "/m"}), HasSubstr("HOST:PORT"));
+  EXPECT_THAT(ErrorOf({"--workers=unix:/a", "--workers=unix:/b", "s3://a", "/m"}),
+              HasSubstr("only one"));
 }
 
 TEST(MountOptionsTest, NamesTheWrongValue) {
@@ -339,6 +357,26 @@ TEST(RuntimeConfigTest, NamesThePathOfAWrongField) {
               HasSubstr("runtime.json: client.options.connections: \"many\" is not a number"));
 }
 
+TEST(RuntimeConfigTest, WorkersAreFoundByTheirService) {
+  const auto workers = [](absl::string_view fields, std::vector<std::string> arguments = {}) {
+    arguments.insert(arguments.end(), {"s3://b", "/m"});
+    return WithConfig(arguments, absl::StrCat("{", fields, "}")).workers;
+  };
+  constexpr char kWorker[] = R"("worker": {"enabled": true, "service": {"name": "svc-w"}})";
+  EXPECT_THAT(workers(kWorker), ElementsAre("dns:svc-w:7451"));
+  EXPECT_THAT(workers(R"("worker": {"enabled": false, "service": {"name": "svc-w"}})"),
+              ElementsAre());
+  EXPECT_THAT(workers(R"("worker": {"enabled": true})"), ElementsAre());
+  EXPECT_THAT(workers(absl::StrCat(kWorker, R"(, "client": {"options": {"workers": "h:1"}})")),
+              ElementsAre("h:1"));
+  EXPECT_THAT(workers(kWorker, {"--workers=unix:/w"}), ElementsAre("unix:/w"));
+  EXPECT_THAT(ConfigError(R"({"worker": 1})"), HasSubstr("worker must be an object"));
+  EXPECT_THAT(ConfigError(R"({"worker": {"enabled": "yes"}})"),
+              HasSubstr("worker.enabled must be true or false"));
+  EXPECT_THAT(ConfigError(R"({"worker": {"enabled": true, "service": {"name": "a b"}}})"),
+              HasSubstr("worker.service.name: \"a b:7451\""));
+}
+
 TEST(RuntimeConfigTest, ChecksTiers) {
   const auto level = [](absl::string_view fields) {
     return ConfigError(absl::StrCat(R"({"client": {"tieredStoreLevels": [{)", fields, "}]}}"));
@@ -416,6 +454,30 @@ TEST_F(ValidateTest, RefusesASourceAroundItsMount) {
   EXPECT_THAT(Error(2), HasSubstr("lies inside the source"));
   options_.sources = {"file://" + top_ + "/elsewhere"};
   EXPECT_TRUE(Validate().ok());
+}
+
+TEST_F(ValidateTest, WorkersTakeThePlaceOfTheDefaultTier) {
+  options_.tiers.clear();
+  options_.workers = {"h:7451"};
+  ASSERT_TRUE(Validate().ok());
+  EXPECT_TRUE(options_.tiers.empty());
+  options_.cluster.clear();
+  EXPECT_THAT(Error(2), HasSubstr("--cluster is empty"));
+}
+
+TEST_F(ValidateTest, CertificatesAreForWorkers) {
+  const std::string file = top_ + "/file.pem";
+  ASSERT_TRUE(base::WriteTextFile(file, "x", 0600).ok());
+  options_.worker_certificate = options_.worker_key = file;
+  EXPECT_THAT(Error(2), HasSubstr("belong together"));
+  options_.worker_authority = file;
+  EXPECT_THAT(Error(2), HasSubstr("add --workers"));
+  options_.workers = {"h:7451"};
+  EXPECT_TRUE(Validate().ok());
+  options_.worker_authority = top_ + "/none.pem";
+  EXPECT_THAT(Error(1), HasSubstr("--worker-authority " + top_ + "/none.pem"));
+  options_.worker_authority = top_;
+  EXPECT_THAT(Error(2), HasSubstr("is not a file"));
 }
 
 TEST_F(ValidateTest, ChecksTiersAgainstTheDiskAndEachOther) {
