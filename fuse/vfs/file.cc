@@ -1,5 +1,7 @@
 #include "fuse/vfs/file.h"
 
+#include <utility>
+
 #include "common/base/log.h"
 
 namespace millrace::vfs {
@@ -18,6 +20,7 @@ File::File(FileRef ref, std::shared_ptr<fetch::Object> object, BackingFiles* bac
       ledger_(ledger),
       opens_cached_(restored.opens_cached),
       opens_passthrough_(restored.opens_passthrough),
+      opened_before_(restored.opens_cached + restored.opens_passthrough > 0),
       backing_id_(restored.backing_id),
       backing_slot_(restored.backing_slot) {}
 
@@ -56,7 +59,7 @@ void File::Register() {
   backing_id_ = *id;
 }
 
-File::Opened File::Open(bool may_be_direct) {
+File::Opened File::Open(PageCache page_cache) {
   object_->LookForComplete();
   base::MutexLock lock(&mutex_);
   const bool may_pass = backing_ != nullptr && opens_cached_ == 0;
@@ -68,8 +71,11 @@ File::Opened File::Open(bool may_be_direct) {
     return {OpenMode::kPassthrough, backing_id_};
   }
   ++opens_cached_;
+  const bool first = !std::exchange(opened_before_, true);
+  const bool worth_it =
+      page_cache == PageCache::kOnReturn ? !first : page_cache == PageCache::kUsed;
   // A complete file is only here while an older open lasts: the kernel may as well keep it.
-  const bool direct = may_be_direct && object_->InMemoryTier() && !object_->Complete();
+  const bool direct = !worth_it && !object_->Complete();
   return {direct ? OpenMode::kDirect : OpenMode::kCached, 0};
 }
 

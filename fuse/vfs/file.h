@@ -34,7 +34,8 @@ class BackingFiles {
 // inode, so that choice is made at the first open and kept while any open lasts.
 //   kCached       through the page cache
 //   kDirect       read straight into the reader's memory: a file that fills in a tier of memory,
-//                 which the page cache would keep a second time
+//                 which the page cache would keep a second time, or one that nobody keeps, read for
+//                 the first time: two copies less are half of the processor time of the read
 //   kPassthrough  by the kernel from the cache file
 enum class OpenMode : uint8_t { kCached, kDirect, kPassthrough };
 
@@ -57,13 +58,19 @@ class File {
   fetch::Object& object() { return *object_; }
   const fetch::Object& object() const { return *object_; }
 
-  // Counts an open. Passthrough when the cache has the whole file and the kernel takes it; direct,
-  // if `may_be_direct`, while the file fills in memory.
+  // What the page cache is for while the file is not complete.
+  enum class PageCache : uint8_t {
+    kUsed,      // As ever.
+    kSecond,    // A copy of what a tier of memory keeps.
+    kOnReturn,  // All that keeps it; worth it for who comes a second time.
+  };
+  // Counts an open. Passthrough when the cache has the whole file and the kernel takes it; direct
+  // where the page cache is not worth its price.
   struct Opened {
     OpenMode mode = OpenMode::kCached;
     int backing_id = 0;
   };
-  Opened Open(bool may_be_direct);
+  Opened Open(PageCache page_cache);
   // The backing id of a handle that is open with passthrough already; 0: none.
   int backing_id() const;
   // The opposite of Open. True when no open is left.
@@ -102,6 +109,7 @@ class File {
   mutable base::Mutex mutex_;
   uint64_t opens_cached_ ABSL_GUARDED_BY(mutex_) = 0;  // And direct.
   uint64_t opens_passthrough_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool opened_before_ ABSL_GUARDED_BY(mutex_) = false;
   int backing_id_ ABSL_GUARDED_BY(mutex_) = 0;  // Kept for the next open; 0: none.
   Ledger::Slot backing_slot_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<uint64_t, ReadPattern> patterns_ ABSL_GUARDED_BY(mutex_);

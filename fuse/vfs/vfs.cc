@@ -36,6 +36,8 @@ Profile FirstProfile(const VfsOptions& options) {
 
 // Below this look-ahead fetches a file whole, with one GET.
 constexpr uint64_t kSmallFile = fetch::Object::kWholeMax;
+// Who reads a smaller one often does so a few KiB at a time.
+constexpr uint64_t kUnkeptDirectMin = 16 << 20;
 
 }  // namespace
 
@@ -157,8 +159,7 @@ void Vfs::AnswerOpen(NodeId node, OpenRequest request, OpenDone done) {
     std::move(done)(*before);
     return;
   }
-  const bool may_be_direct = options_.direct && (*file)->ref().size > kSmallFile;
-  const File::Opened opened = (*file)->Open(may_be_direct);
+  const File::Opened opened = (*file)->Open(PageCacheFor(**file));
   OpenReply reply;
   reply.mode = opened.mode;
   if (options_.ledger == nullptr) {
@@ -180,6 +181,13 @@ void Vfs::AnswerOpen(NodeId node, OpenRequest request, OpenDone done) {
     opens_cached_.fetch_add(1, std::memory_order_relaxed);
   }
   std::move(done)(reply);
+}
+
+File::PageCache Vfs::PageCacheFor(const File& file) const {
+  if (!options_.direct || file.ref().size <= kSmallFile) return File::PageCache::kUsed;
+  if (file.object().InMemoryTier()) return File::PageCache::kSecond;
+  const bool unkept = !shared_->keeps_read && file.ref().size >= kUnkeptDirectMin;
+  return unkept ? File::PageCache::kOnReturn : File::PageCache::kUsed;
 }
 
 void Vfs::Release(NodeId node, uint64_t handle) {

@@ -143,6 +143,7 @@ class Vfs {
   void AnswerOpen(NodeId node, OpenRequest request, OpenDone done);
   // The handle of an OPEN that a predecessor had worked on; nullopt if it had not.
   std::optional<OpenReply> OpenedBefore(File& file, OpenRequest request);
+  File::PageCache PageCacheFor(const File& file) const;
   // What a read of a file that is not complete tells about the reads to come.
   File::Outlook OnRead(File& file, uint64_t handle, uint64_t offset, uint64_t size);
   bool FetchSibling(const FileRef& ref, std::function<void()> done);

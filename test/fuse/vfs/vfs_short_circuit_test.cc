@@ -163,6 +163,25 @@ TEST_F(VfsShortCircuitTest, ASuccessorKeepsTheBackingIdAndTakesTheLeaseAgain) {
   EXPECT_EQ(backing_.open(), 1u);
 }
 
+// The page cache would cost the first reader two copies, and is all that keeps the file for others.
+TEST_F(VfsShortCircuitTest, ALargeFileIsReadDirectlyAtFirstAndThroughThePageCacheFromThenOn) {
+  store_->Put("large", std::string(16 * kMiB, 'x'));
+  store_->Put("small", std::string(2 * kMiB, 'x'));
+  StartWithWorker(Profile::kLargeFiles);
+  const NodeId large = Lookup(kRootNode, "large");
+  const NodeId small = Lookup(kRootNode, "small");
+  const auto first = Open(large);
+  const auto second = Open(large);
+  EXPECT_EQ(first->mode, OpenMode::kDirect);
+  EXPECT_EQ(second->mode, OpenMode::kCached);
+  EXPECT_EQ(Open(small)->mode, OpenMode::kCached);
+  vfs_->Release(large, first->handle);
+  vfs_->Release(large, second->handle);
+  PutAtWorker("large", std::string(16 * kMiB, 'x'));
+  clock_.Advance(fetch::Object::kLookAgain);
+  EXPECT_EQ(Open(large)->mode, OpenMode::kPassthrough);
+}
+
 // Of 128 KiB a reader of 4 KiB here and there would not want the rest.
 TEST_F(VfsShortCircuitTest, RandomReadsLeaveNothingInMemory) {
   store_->Put("a", std::string(16 * kMiB, 'x'));
