@@ -9,6 +9,7 @@ find_package(prometheus-cpp REQUIRED)
 find_package(LibXml2 REQUIRED)
 pkg_check_modules(URING REQUIRED IMPORTED_TARGET liburing)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(JEMALLOC REQUIRED IMPORTED_TARGET jemalloc)
 # By name: pkg-config walks gRPC's tree of packages for ten seconds, and shared libraries know what
 # they need.
 find_package(Protobuf REQUIRED)

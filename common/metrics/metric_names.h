@@ -95,6 +95,27 @@ inline constexpr MetricInfo kCacheRefused = {"millrace_cache_refused_total",
                                              "Files not admitted to a tier for want of room.",
                                              {"tier"}};
 
+// --- Workers.
+inline constexpr MetricInfo kWorkerConnections = {"millrace_worker_connections", MetricKind::kGauge,
+                                                  "Clients connected to the worker's data port and "
+                                                  "socket."};
+inline constexpr MetricInfo kWorkerRefused = {
+    "millrace_worker_refused_total",
+    MetricKind::kCounter,
+    "Connections that the worker closed. Reasons: frame, checksum, sequence, version, cluster, "
+    "credentials, certificate, silence, limit.",
+    {"reason"}};
+inline constexpr MetricInfo kWorkerLeases = {
+    "millrace_worker_leases", MetricKind::kGauge,
+    "Files whose descriptor a client on this node holds, and which are not evicted for room."};
+inline constexpr MetricInfo kWorkerHandedOver = {
+    "millrace_worker_handed_over_bytes_total",
+    MetricKind::kCounter,
+    "Sizes of the files whose descriptor was handed to a client on this node.",
+    {"dataset"}};
+inline constexpr MetricInfo kWorkerThreads = {"millrace_worker_threads", MetricKind::kGauge,
+                                              "Threads that serve the worker's clients."};
+
 // --- Cache workers, as one that asks them sees them.
 inline constexpr MetricInfo kPoolBytes = {
     "millrace_pool_bytes_total",
@@ -162,14 +183,41 @@ inline constexpr MetricInfo kProcessStart = {"process_start_time_seconds", Metri
 
 // In the order above: the order of the page.
 inline constexpr std::array kAllMetrics = {
-    &kReadBytes,        &kReadRequests,  &kReadSeconds,     &kPassthroughOpens,
-    &kPassthroughBytes, &kStoreRequests, &kStoreBytes,      &kCacheUsed,
-    &kCacheCapacity,    &kCacheHitRatio, &kCacheEvictions,  &kCacheDemotions,
-    &kCacheRefused,     &kPoolBytes,     &kPoolBypassed,    &kPoolFaults,
-    &kPoolMembers,      &kTakeovers,     &kTakeoverSeconds, &kSessionsLost,
-    &kFuseRequests,     &kErrors,        &kNamesHidden,     &kNames,
-    &kMemoryUsed,       &kMemoryLimit,   &kBuildInfo,       &kProcessResident,
-    &kProcessCpu,       &kProcessStart,
+    &kReadBytes,
+    &kReadRequests,
+    &kReadSeconds,
+    &kPassthroughOpens,
+    &kPassthroughBytes,
+    &kStoreRequests,
+    &kStoreBytes,
+    &kCacheUsed,
+    &kCacheCapacity,
+    &kCacheHitRatio,
+    &kCacheEvictions,
+    &kCacheDemotions,
+    &kCacheRefused,
+    &kWorkerConnections,
+    &kWorkerRefused,
+    &kWorkerLeases,
+    &kWorkerHandedOver,
+    &kWorkerThreads,
+    &kPoolBytes,
+    &kPoolBypassed,
+    &kPoolFaults,
+    &kPoolMembers,
+    &kTakeovers,
+    &kTakeoverSeconds,
+    &kSessionsLost,
+    &kFuseRequests,
+    &kErrors,
+    &kNamesHidden,
+    &kNames,
+    &kMemoryUsed,
+    &kMemoryLimit,
+    &kBuildInfo,
+    &kProcessResident,
+    &kProcessCpu,
+    &kProcessStart,
 };
 
 // Values of the label "tier" of reads.

@@ -342,6 +342,10 @@ absl::Status Metrics::Serve(const std::string& address) {
   return absl::OkStatus();
 }
 
+void Metrics::SetReady() {
+  if (server_ != nullptr) server_->exposer.RegisterCollectable(server_->health, "/readyz");
+}
+
 int Metrics::port() const { return server_ == nullptr ? 0 : server_->port; }
 
 std::string Metrics::Page() const {

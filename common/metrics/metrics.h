@@ -140,6 +140,9 @@ class Metrics {
   // "HOST:PORT"; ":PORT" is every interface, port 0 any free port. InvalidArgument for a malformed
   // address; Unavailable naming address, cause and remedy when it cannot be bound.
   absl::Status Serve(const std::string& address);
+  // From now on /readyz answers as /healthz does: the process does its work. Until then it is an
+  // unknown page. Once, after Serve.
+  void SetReady();
   // The port it serves on; 0 when it does not.
   int port() const;
 
