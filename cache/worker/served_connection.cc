@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/container/flat_hash_set.h"
 #include "common/base/crc32c.h"
 #include "common/base/page_cache.h"
 
@@ -75,6 +75,9 @@ struct ServedConnection::Request {
   uint64_t next = 0;  // The first byte not sent, or not loaded.
   uint64_t end = 0;
   uint64_t ahead = 0;  // Fetches were started up to here.
+  // Blocks in the window ahead that were missing when they were looked at: they are in the cache
+  // because of this request, if not for it alone, and count as what they came from.
+  absl::flat_hash_set<uint64_t> missed;
   std::shared_ptr<std::atomic<bool>> given_up = std::make_shared<std::atomic<bool>>(false);
   std::shared_ptr<Arrival> arrival;  // Null: it waits for nothing.
   bool holds_block = false;
@@ -483,6 +486,9 @@ void ServedConnection::FetchAhead(Request& request) {
   request.ahead = end;
   const std::shared_ptr<tier::CachedFile> file = request.found.object->cached();
   if (begin >= end || (file != nullptr && file->Has(begin, end - begin))) return;
+  for (uint64_t index = begin / tier::kBlockSize; index * tier::kBlockSize < end; ++index) {
+    if (file == nullptr || !file->HasBlock(index)) request.missed.insert(index);
+  }
   request.found.object->Prefetch(begin, end - begin, request.priority, nullptr, request.given_up);
 }
 
@@ -493,11 +499,17 @@ ServedConnection::Step ServedConnection::SendPresent(Request& request) {
   const uint64_t block_begin = index * tier::kBlockSize;
   const uint64_t block_end = std::min(block_begin + tier::kBlockSize, file->key().size);
   const uint64_t size = std::min(block_end, request.end) - request.next;
+  // The other blocks that were missing tell where they came from.
+  const fetch::Origin known =
+      request.farthest == fetch::Origin::kLocal ? fetch::Origin::kStore : request.farthest;
+  const fetch::Origin origin = request.missed.contains(index) ? known : fetch::Origin::kLocal;
   const auto count = [&] {
+    request.missed.erase(index);
+    request.farthest = std::max(request.farthest, origin);
     const uint64_t first = request.begin / tier::kBlockSize;
     if (index == first || last_served_.first_block != first) last_served_ = {file, first, index};
     last_served_.last_block = index;
-    context_->host->Sent(request.found.source, fetch::Origin::kLocal, size);
+    context_->host->Sent(request.found.source, origin, size);
     return Step::kProgress;
   };
   if (request.next == block_begin && size == block_end - block_begin && size > kCopyMax &&
@@ -514,7 +526,8 @@ ServedConnection::Step ServedConnection::SendPresent(Request& request) {
       proto::Header header;
       header.length = static_cast<uint32_t>(size);
       header.type = FrameType::kData;
-      if (block_end == request.end) header.flags = proto::kLast;
+      header.flags = FlagOf(origin);
+      if (block_end == request.end) header.flags |= proto::kLast;
       header.request = request.id;
       header.offset = block_begin;
       header.payload_crc = *crc;
@@ -537,7 +550,7 @@ ServedConnection::Step ServedConnection::SendPresent(Request& request) {
   const absl::Span<char> buffer = ThreadBuffer().subspan(0, size);
   const absl::StatusOr<absl::optional<size_t>> got = file->ReadNow(request.next, buffer);
   if (!got.ok() || !got->has_value() || **got != size) return Step::kWaiting;
-  const Step step = SendData(request, {buffer.data(), size}, fetch::Origin::kLocal);
+  const Step step = SendData(request, {buffer.data(), size}, origin);
   return step == Step::kProgress ? count() : step;
 }
 
@@ -606,6 +619,7 @@ ServedConnection::Step ServedConnection::TakeArrived(Request& request) {
 ServedConnection::Step ServedConnection::SendBlock(Request& request, const fetch::Block& block) {
   const uint64_t skip = request.next % tier::kBlockSize;
   const absl::string_view bytes = block.bytes().substr(skip, request.end - request.next);
+  request.missed.erase(request.next / tier::kBlockSize);
   request.farthest = std::max(request.farthest, block.origin);
   const Step step = SendData(request, bytes, block.origin);
   if (step == Step::kProgress) {
