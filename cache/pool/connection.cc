@@ -18,6 +18,9 @@ constexpr absl::Duration kTick = absl::Milliseconds(250);
 constexpr absl::Duration kAskAfter = absl::Seconds(1);
 constexpr absl::Duration kSendTimeout = absl::Seconds(5);
 
+// A payload up to this is received with its header and copied; a larger one is received where it
+// belongs, with a call of its own.
+constexpr size_t kCopiedMax = 16 * 1024;
 constexpr size_t kIdMax = 256;
 
 absl::Status CheckWelcome(const proto::Welcome& welcome) {
@@ -72,29 +75,17 @@ Outcome Connection::Send(absl::string_view frame) {
   return Transport(std::move(sent));
 }
 
-Outcome Connection::Fill(size_t size, size_t more, const Patience& patience,
-                         base::UniqueFd* descriptor) {
-  if (end_ - begin_ >= size) return {};
-  if (begin_ == end_) {
-    begin_ = end_ = 0;
-  } else if (begin_ + size + more > kBufferSize) {
-    // A header at most, but for workers whose frames are of odd sizes.
-    std::memmove(buffer_.get(), buffer_.get() + begin_, end_ - begin_);
-    end_ -= begin_;
-    begin_ = 0;
-  }
-  absl::Duration heard = -absl::InfiniteDuration();  // Looked up when the first tick has passed.
+Outcome Connection::Receive(char* to, size_t size, const Patience& patience,
+                            base::UniqueFd* descriptor, size_t* received) {
+  absl::Duration began;  // Looked up when the first tick has passed.
   absl::Duration asked;
-  while (end_ - begin_ < size) {
-    const size_t wanted = std::min(size + more - (end_ - begin_), kBufferSize - end_);
+  for (bool first = true;; first = false) {
     const absl::StatusOr<size_t> got =
-        descriptor != nullptr
-            ? stream_->ReadWithDescriptor(buffer_.get() + end_, wanted, descriptor, kTick)
-            : stream_->Read(buffer_.get() + end_, wanted, kTick);
+        descriptor != nullptr ? stream_->ReadWithDescriptor(to, size, descriptor, kTick)
+                              : stream_->Read(to, size, kTick);
     if (got.ok() && *got > 0) {
-      end_ += *got;
-      heard = -absl::InfiniteDuration();
-      continue;
+      *received = *got;
+      return {};
     }
     usable_ = false;
     if (got.ok()) return Transport(absl::UnavailableError("the worker closed the connection"));
@@ -106,8 +97,8 @@ Outcome Connection::Fill(size_t size, size_t more, const Patience& patience,
     if (now >= patience.deadline) {
       return {End::kCaller, absl::DeadlineExceededError("no time left to wait for a worker")};
     }
-    if (heard == -absl::InfiniteDuration()) heard = asked = now - kTick;
-    if (now - heard >= patience.silence) {
+    if (first) began = asked = now - kTick;
+    if (now - began >= patience.silence) {
       return Transport(absl::DeadlineExceededError(
           absl::StrCat("no byte of an answer in ", absl::FormatDuration(patience.silence))));
     }
@@ -118,6 +109,25 @@ Outcome Connection::Fill(size_t size, size_t more, const Patience& patience,
       asked = clock_->Monotonic();
     }
     usable_ = true;
+  }
+}
+
+Outcome Connection::Fill(size_t size, size_t more, const Patience& patience,
+                         base::UniqueFd* descriptor) {
+  if (begin_ == end_) {
+    begin_ = end_ = 0;
+  } else if (begin_ + size + more > kBufferSize) {
+    // A header at most, but for workers whose frames are of odd sizes.
+    std::memmove(buffer_.get(), buffer_.get() + begin_, end_ - begin_);
+    end_ -= begin_;
+    begin_ = 0;
+  }
+  while (end_ - begin_ < size) {
+    const size_t wanted = std::min(size + more - (end_ - begin_), kBufferSize - end_);
+    size_t received = 0;
+    Outcome outcome = Receive(buffer_.get() + end_, wanted, patience, descriptor, &received);
+    if (outcome.end != End::kDone) return outcome;
+    end_ += received;
   }
   return {};
 }
@@ -133,24 +143,44 @@ Outcome Connection::AnsweredError(absl::string_view payload) {
   return {End::kAnswered, proto::ToStatus(*error)};
 }
 
-Outcome Connection::ReadFrame(size_t expected, bool more, const Patience& patience,
-                              proto::Header* header, absl::string_view* payload,
-                              base::UniqueFd* descriptor) {
-  Outcome outcome =
-      Fill(proto::kHeaderSize, expected + (more ? proto::kHeaderSize : 0), patience, descriptor);
+Outcome Connection::ReadHeader(size_t more, const Patience& patience, proto::Header* header,
+                               base::UniqueFd* descriptor) {
+  Outcome outcome = Fill(proto::kHeaderSize, more, patience, descriptor);
   if (outcome.end != End::kDone) return outcome;
-  absl::StatusOr<proto::Header> decoded =
+  const absl::StatusOr<proto::Header> decoded =
       proto::DecodeHeader({buffer_.get() + begin_, proto::kHeaderSize});
   if (!decoded.ok()) return Damaged(decoded.status().message());
   *header = *decoded;
-  // The next header comes with the payload, unless this frame is the last one.
-  const bool ahead = header->type == proto::FrameType::kData && (header->flags & proto::kLast) == 0;
-  outcome = Fill(proto::kHeaderSize + header->length, ahead ? proto::kHeaderSize : 0, patience,
-                 descriptor);
-  if (outcome.end != End::kDone) return outcome;
-  *payload = {buffer_.get() + begin_ + proto::kHeaderSize, header->length};
-  begin_ += proto::kHeaderSize + header->length;
-  if (absl::Status whole = proto::CheckPayload(*header, *payload); !whole.ok()) {
+  begin_ += proto::kHeaderSize;
+  return {};
+}
+
+Outcome Connection::ReadPayload(const proto::Header& header, const store::BodyRoom* room,
+                                const Patience& patience, absl::string_view* payload,
+                                base::UniqueFd* descriptor) {
+  absl::Span<char> direct;
+  if (room != nullptr && header.length > kCopiedMax) direct = (*room)();
+  if (direct.size() >= header.length && header.length > 0) {
+    size_t have = std::min<size_t>(header.length, end_ - begin_);
+    std::memcpy(direct.data(), buffer_.get() + begin_, have);
+    begin_ += have;
+    while (have < header.length) {
+      size_t received = 0;
+      Outcome outcome =
+          Receive(direct.data() + have, header.length - have, patience, descriptor, &received);
+      if (outcome.end != End::kDone) return outcome;
+      have += received;
+    }
+    *payload = {direct.data(), header.length};
+  } else {
+    // The next header comes with the payload, unless this frame is the last one.
+    const bool ahead = header.type == proto::FrameType::kData && (header.flags & proto::kLast) == 0;
+    Outcome outcome = Fill(header.length, ahead ? proto::kHeaderSize : 0, patience, descriptor);
+    if (outcome.end != End::kDone) return outcome;
+    *payload = {buffer_.get() + begin_, header.length};
+    begin_ += header.length;
+  }
+  if (absl::Status whole = proto::CheckPayload(header, *payload); !whole.ok()) {
     return Damaged(whole.message());
   }
   return {};
@@ -159,8 +189,10 @@ Outcome Connection::ReadFrame(size_t expected, bool more, const Patience& patien
 Outcome Connection::ReadAnswer(uint64_t request, proto::FrameType type, const Patience& patience,
                                absl::string_view* payload, base::UniqueFd* descriptor) {
   proto::Header header;
-  Outcome outcome =
-      ReadFrame(/*expected=*/0, /*more=*/false, patience, &header, payload, descriptor);
+  Outcome outcome = ReadHeader(/*more=*/0, patience, &header, descriptor);
+  if (outcome.end == End::kDone) {
+    outcome = ReadPayload(header, nullptr, patience, payload, descriptor);
+  }
   if (outcome.end != End::kDone) return outcome;
   if (header.type == proto::FrameType::kError) {
     outcome = AnsweredError(*payload);
@@ -173,12 +205,25 @@ Outcome Connection::ReadAnswer(uint64_t request, proto::FrameType type, const Pa
 }
 
 Outcome Connection::ReadData(uint64_t request, uint64_t offset, uint64_t size, bool exact,
-                             FrameSink sink, const Patience& patience) {
+                             const store::BodyRoom* room, FrameSink sink,
+                             const Patience& patience) {
   while (true) {
     proto::Header header;
     absl::string_view payload;
     const size_t expected = std::min<uint64_t>(size, proto::kDataMax);
-    Outcome outcome = ReadFrame(expected, /*more=*/size > expected, patience, &header, &payload);
+    // What goes to a reader's room at once must not be in the buffer before.
+    const size_t more = room != nullptr && expected > kCopiedMax
+                            ? 0
+                            : expected + (size > expected ? proto::kHeaderSize : 0);
+    Outcome outcome = ReadHeader(more, patience, &header, nullptr);
+    if (outcome.end != End::kDone) return outcome;
+    // Looked at before anything is put into the reader's room.
+    if (header.type == proto::FrameType::kData &&
+        (header.request != request || header.offset != offset || header.length > size)) {
+      return Damaged("bytes that were not asked for");
+    }
+    outcome = ReadPayload(header, header.type == proto::FrameType::kData ? room : nullptr, patience,
+                          &payload, nullptr);
     if (outcome.end != End::kDone) return outcome;
     if (header.type == proto::FrameType::kError) {
       outcome = AnsweredError(payload);
@@ -186,10 +231,7 @@ Outcome Connection::ReadData(uint64_t request, uint64_t offset, uint64_t size, b
       return outcome;
     }
     const bool last = (header.flags & proto::kLast) != 0;
-    if (header.type != proto::FrameType::kData || header.request != request ||
-        header.offset != offset || header.length > size) {
-      return Damaged("bytes that were not asked for");
-    }
+    if (header.type != proto::FrameType::kData) return Damaged("not the answer to this");
     offset += header.length;
     size -= header.length;
     if (exact && last != (size == 0)) return Damaged("not as many bytes as were asked for");
@@ -210,11 +252,12 @@ Outcome Connection::ReadData(uint64_t request, uint64_t offset, uint64_t size, b
   }
 }
 
-Outcome Connection::Get(const proto::Get& get, FrameSink sink, const Patience& patience) {
+Outcome Connection::Get(const proto::Get& get, const store::BodyRoom* room, FrameSink sink,
+                        const Patience& patience) {
   const uint64_t request = next_request_++;
   Outcome outcome = Send(proto::Encode(request, get));
   if (outcome.end != End::kDone) return outcome;
-  return ReadData(request, get.offset, get.length, /*exact=*/true, sink, patience);
+  return ReadData(request, get.offset, get.length, /*exact=*/true, room, sink, patience);
 }
 
 Outcome Connection::Index(const proto::IndexGet& get, uint64_t size_max, FrameSink sink,
@@ -222,7 +265,7 @@ Outcome Connection::Index(const proto::IndexGet& get, uint64_t size_max, FrameSi
   const uint64_t request = next_request_++;
   Outcome outcome = Send(proto::Encode(request, get));
   if (outcome.end != End::kDone) return outcome;
-  return ReadData(request, 0, size_max, /*exact=*/false, sink, patience);
+  return ReadData(request, 0, size_max, /*exact=*/false, nullptr, sink, patience);
 }
 
 Outcome Connection::Load(const proto::Get& get, const Patience& patience, proto::Done* done) {

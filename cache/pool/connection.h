@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "cache/store/store.h"
 #include "common/base/clock.h"
 #include "common/base/unique_fd.h"
 #include "common/net/stream.h"
@@ -58,8 +59,9 @@ class Connection {
                                                            proto::Welcome* welcome);
 
   // Exactly get.length bytes, from get.offset on. After a failure the sink has seen a correct
-  // prefix.
-  Outcome Get(const proto::Get& get, FrameSink sink, const Patience& patience);
+  // prefix. A large frame that fits into the `room` of who reads is received there; null: none.
+  Outcome Get(const proto::Get& get, const store::BodyRoom* room, FrameSink sink,
+              const Patience& patience);
   Outcome Load(const proto::Get& get, const Patience& patience, proto::Done* done);
   // The bytes of an index, or of a delta of it, however many they are up to `size_max`.
   Outcome Index(const proto::IndexGet& get, uint64_t size_max, FrameSink sink,
@@ -81,18 +83,24 @@ class Connection {
   Connection(std::unique_ptr<net::Stream> stream, base::Clock* clock);
 
   Outcome Send(absl::string_view frame);
+  // At least one byte, at most `size`.
+  Outcome Receive(char* to, size_t size, const Patience& patience, base::UniqueFd* descriptor,
+                  size_t* received);
   // Makes `size` bytes stand in the buffer, and reads up to `more` beyond them if they are there.
   Outcome Fill(size_t size, size_t more, const Patience& patience, base::UniqueFd* descriptor);
-  // The next frame. `payload` is valid until the next call. `expected` is what the caller thinks
-  // the payload has: read with the header at once.
-  Outcome ReadFrame(size_t expected, bool more, const Patience& patience, proto::Header* header,
-                    absl::string_view* payload, base::UniqueFd* descriptor = nullptr);
+  // A header; up to `more` bytes behind it are read with the same call.
+  Outcome ReadHeader(size_t more, const Patience& patience, proto::Header* header,
+                     base::UniqueFd* descriptor);
+  // Its payload, checked, in the buffer until the next call or in `room`.
+  Outcome ReadPayload(const proto::Header& header, const store::BodyRoom* room,
+                      const Patience& patience, absl::string_view* payload,
+                      base::UniqueFd* descriptor);
   // The answer to a request that is one message of `type`.
   Outcome ReadAnswer(uint64_t request, proto::FrameType type, const Patience& patience,
                      absl::string_view* payload, base::UniqueFd* descriptor = nullptr);
   // Bytes of frames from `offset` on; `size` of them, or up to `size` where `exact` is false.
-  Outcome ReadData(uint64_t request, uint64_t offset, uint64_t size, bool exact, FrameSink sink,
-                   const Patience& patience);
+  Outcome ReadData(uint64_t request, uint64_t offset, uint64_t size, bool exact,
+                   const store::BodyRoom* room, FrameSink sink, const Patience& patience);
   Outcome Damaged(absl::string_view what);
   Outcome AnsweredError(absl::string_view payload);
 

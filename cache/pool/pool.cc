@@ -71,6 +71,7 @@ class PoolStore final : public store::Store {
       : pool_(pool), source_(std::move(source)), store_(std::move(store)), for_owner_(for_owner) {}
 
   absl::string_view kind() const override { return store_->kind(); }
+  uint64_t range_unit() const override;
   absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
                                        size_t max_entries,
                                        const store::CallOptions& call) override {
@@ -186,6 +187,11 @@ class RealPool final : public Pool {
   std::shared_ptr<const MemberList::View> View() {
     return members_->Current(options_.connect_timeout);
   }
+  bool AnyUsable() {
+    const std::shared_ptr<const MemberList::View> view = members_->Current(absl::ZeroDuration());
+    return std::any_of(view->members.begin(), view->members.end(),
+                       [](const auto& member) { return member->usable(); });
+  }
   const PoolOptions& options() const { return options_; }
   base::Clock& clock() const { return *options_.clock; }
   void CountBytes(uint64_t bytes, bool from_store) {
@@ -261,7 +267,7 @@ PoolStore::Asked PoolStore::Ask(Member& member, proto::Role role, const store::G
   };
   const FrameSink frame_sink(frames);
   const Outcome outcome = member.Do(patience, &used, [&](Connection& connection) {
-    return connection.Get(get, frame_sink, patience);
+    return connection.Get(get, request.room, frame_sink, patience);
   });
   if (remote > 0) pool_->CountBytes(remote, false);
   if (through_store > 0) pool_->CountBytes(through_store, true);
@@ -324,6 +330,11 @@ absl::Status PoolStore::AskStore(const store::GetRequest& request, uint64_t leng
   rest->offset += length;
   rest->length -= length;
   return absl::OkStatus();
+}
+
+// Workers have pages of a disk, or of memory.
+uint64_t PoolStore::range_unit() const {
+  return pool_->AnyUsable() ? store::kRangeUnitPage : store_->range_unit();
 }
 
 absl::Status PoolStore::Get(const store::GetRequest& request, store::BodySink sink,

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <set>
 #include <thread>
 
@@ -144,6 +145,50 @@ TEST_F(PoolTest, ConnectionsAreKept) {
   MakePool();
   for (int i = 0; i < 50; ++i) ASSERT_TRUE(Read(i * 4096, 4096).ok());
   EXPECT_LE(workers_[0]->connections(), 2u);
+}
+
+// Of who reads into blocks: what is large is received there, what does not fit is copied.
+TEST_F(PoolTest, BytesAreReceivedWhereTheyBelong) {
+  StartWorkers(1);
+  MakePool();
+  constexpr uint64_t kBlock = 128 * 1024;
+  for (const uint64_t offset : {uint64_t{0}, uint64_t{5}}) {
+    std::string got(kExtent / 2, '\0');
+    uint64_t size = 0;
+    size_t direct = 0;
+    const auto room = [&] {
+      return absl::MakeSpan(got.data() + size, kBlock - (offset + size) % kBlock);
+    };
+    const store::BodyRoom room_ref = room;
+    store::GetRequest request = Request(offset, got.size());
+    request.room = &room_ref;
+    ASSERT_TRUE(source_
+                    ->Get(request,
+                          [&](absl::string_view piece) {
+                            if (piece.data() == got.data() + size) {
+                              ++direct;
+                            } else {
+                              memcpy(got.data() + size, piece.data(), piece.size());
+                            }
+                            size += piece.size();
+                            return true;
+                          },
+                          {})
+                    .ok());
+    EXPECT_TRUE(got == PatternBytes(kPath, "v1", offset, got.size()));
+    EXPECT_EQ(direct > 0, offset == 0) << offset;
+  }
+  EXPECT_EQ(pool_->Stats().faults, 0u);
+}
+
+TEST_F(PoolTest, RangesAreAsFineAsWorkersHaveThem) {
+  StartWorkers(1);
+  MakePool();
+  ASSERT_TRUE(AwaitReachable(1));
+  EXPECT_EQ(source_->range_unit(), store::kRangeUnitPage);
+  workers_[0]->Kill();
+  ASSERT_TRUE(AwaitReachable(0));
+  EXPECT_EQ(source_->range_unit(), store_->range_unit());
 }
 
 TEST_F(PoolTest, ManyAtOnce) {
