@@ -17,6 +17,7 @@ constexpr size_t kBufferSize = proto::kHeaderSize + proto::kDataMax + proto::kHe
 constexpr absl::Duration kTick = absl::Milliseconds(250);
 constexpr absl::Duration kAskAfter = absl::Seconds(1);
 constexpr absl::Duration kSendTimeout = absl::Seconds(5);
+constexpr absl::Duration kComplaintTimeout = absl::Milliseconds(100);
 
 // A payload up to this is received with its header and copied; a larger one is received where it
 // belongs, with a call of its own.
@@ -181,6 +182,9 @@ Outcome Connection::ReadPayload(const proto::Header& header, const store::BodyRo
     begin_ += header.length;
   }
   if (absl::Status whole = proto::CheckPayload(header, *payload); !whole.ok()) {
+    // The worker looks at its block again. It may not hear it: then somebody else will tell.
+    static_cast<void>(
+        stream_->Write(proto::Encode(header.request, proto::ToError(whole)), kComplaintTimeout));
     return Damaged(whole.message());
   }
   return {};

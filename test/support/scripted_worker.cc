@@ -134,6 +134,13 @@ bool ScriptedWorker::Answer(net::Stream& stream, const proto::Header& header,
       changed_.NotifyAll();
       return true;
     }
+    case proto::FrameType::kError: {
+      base::MutexLock lock(&mutex_);
+      const absl::StatusOr<proto::Error> error = proto::DecodeError(payload);
+      complaints_ += error.ok() && absl::IsDataLoss(proto::ToStatus(*error)) ? 1 : 0;
+      changed_.NotifyAll();
+      return false;
+    }
     case proto::FrameType::kOpen:
       return AnswerOpen(stream, request);
     case proto::FrameType::kGet: {
@@ -253,6 +260,14 @@ std::vector<proto::Get> ScriptedWorker::requests() const {
 std::vector<uint64_t> ScriptedWorker::released() const {
   base::MutexLock lock(&mutex_);
   return released_;
+}
+
+bool ScriptedWorker::AwaitComplaint() const {
+  base::MutexLock lock(&mutex_);
+  for (int i = 0; i < 2000 && complaints_ == 0; ++i) {
+    changed_.WaitFor(&mutex_, absl::Milliseconds(10));
+  }
+  return complaints_ > 0;
 }
 
 bool ScriptedWorker::AwaitReleased(size_t count) const {

@@ -69,6 +69,8 @@ class ScriptedWorker {
 
   std::vector<proto::Get> requests() const;
   size_t loads() const { return loads_.load(); }
+  // Waits, up to 20 s, until a client said that what it got is damaged.
+  bool AwaitComplaint() const;
   size_t connections() const { return connections_.load(); }
   std::vector<uint64_t> released() const;
   // Waits, up to 20 s, until so many leases were given back.
@@ -97,6 +99,7 @@ class ScriptedWorker {
   proto::Welcome welcome_ ABSL_GUARDED_BY(mutex_);
   base::UniqueFd file_ ABSL_GUARDED_BY(mutex_);
   std::vector<proto::Get> gets_ ABSL_GUARDED_BY(mutex_);
+  size_t complaints_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<uint64_t> released_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::unique_ptr<Served>> served_ ABSL_GUARDED_BY(mutex_);

@@ -329,6 +329,7 @@ TEST_F(PoolTest, DamagedFramesAreCountedAndNothingOfThemIsUsed) {
   ASSERT_TRUE(Read(0, 1000).ok());
   EXPECT_EQ(pool_->Stats().damaged_frames, 1u);
   EXPECT_EQ(pool_->Stats().bytes_remote, 0u);
+  EXPECT_TRUE(workers_[0]->AwaitComplaint());  // So that it looks at its block again.
   EXPECT_EQ(StoreGets(), 1u);
 }
 
