@@ -24,13 +24,15 @@ constexpr absl::Duration kPlainInterval = absl::Seconds(5);
 constexpr absl::Duration kJsonInterval = absl::Seconds(1);
 
 base::HelpText Help() {
-  return {.usage = "millrace warm [OPTION...] MOUNTPOINT [PATH...]",
-          .summary =
-              "Loads the data below the paths (default: everything) into the cache of a mount. "
-              "What is there already is not loaded again. Ctrl-C stops; what was loaded stays.",
-          .examples = {"millrace warm /data", "millrace warm /data train val/000",
-                       "millrace warm --json /data"},
-          .notes = "Exit status: 0 all is in the cache; 1 some is not; 2 wrong usage."};
+  return {
+      .usage = "millrace warm [OPTION...] MOUNTPOINT [PATH...]",
+      .summary =
+          "Loads the data below the paths (default: everything) into the cache of a mount; what "
+          "the mount does not keep itself, into the caches of its workers, all at once. What is "
+          "there already is not loaded again. Ctrl-C stops; what was loaded stays.",
+      .examples = {"millrace warm /data", "millrace warm /data train val/000",
+                   "millrace warm --json /data"},
+      .notes = "Exit status: 0 all is in the cache; 1 some is not; 2 wrong usage."};
 }
 
 // Shows the lines of progress in the way standard output asks for.
@@ -69,9 +71,10 @@ absl::Status Verdict(const control::WarmProgress& result) {
         "; run the command again to try them again"));
   }
   if (result.bytes_refused > 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the cache is full: ", base::FormatBytes(result.bytes_refused),
-                     " were not kept; mount with a larger --tier quota, or evict other data"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the cache is full: ", base::FormatBytes(result.bytes_refused),
+        " were not kept; give the mount or its workers a larger --tier quota, or evict "
+        "other data"));
   }
   return absl::OkStatus();
 }

@@ -87,6 +87,8 @@ class PoolStore final : public store::Store {
   }
   absl::Status Get(const store::GetRequest& request, store::BodySink sink,
                    const store::CallOptions& call) override;
+  absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
+                                const store::CallOptions& call) override;
 
  private:
   // What to do after a worker was asked.
@@ -399,6 +401,13 @@ absl::Status RealPool::Index(const proto::IndexGet& get, store::BodySink sink,
     failed = absl::UnavailableError(outcome.status.message());
   }
   return failed;
+}
+
+absl::StatusOr<uint64_t> PoolStore::Warm(const store::GetRequest& request,
+                                         const store::CallOptions& call) {
+  const tier::FileKey file = {source_, request.path, request.version, request.file_size};
+  ASSIGN_OR_RETURN(const proto::Done done, pool_->Load(file, request.offset, request.length, call));
+  return done.bytes;
 }
 
 absl::StatusOr<proto::Done> RealPool::Load(const tier::FileKey& file, uint64_t offset,

@@ -120,6 +120,14 @@ class Store {
   // correct prefix: a retry may go on where it stopped.
   virtual absl::Status Get(const GetRequest& request, BodySink sink, const CallOptions& call) = 0;
 
+  // For a store with a pool of workers in front: lets those that the range of `request` is placed
+  // on load it, and returns when they have; the bytes of it that they keep now. Nothing is brought
+  // here. Unimplemented: there is nobody to load it, the caller has to do so by itself.
+  virtual absl::StatusOr<uint64_t> Warm(const GetRequest& /*request*/,
+                                        const CallOptions& /*call*/) {
+    return absl::UnimplementedError("this store has no workers");
+  }
+
   // A sample of the source's objects for choosing a mount's profile: up to `max_objects` of any
   // directory, as cheaply as the store can (S3: one page without delimiter). Names are full paths.
   virtual absl::StatusOr<std::vector<Entry>> Sample(size_t max_objects,

@@ -1,5 +1,11 @@
-// Vfs::Warm: the bulk load behind `millrace warm`.
+// Vfs::Warm: the bulk load behind `millrace warm`. What is kept here is fetched here; of the rest,
+// the workers of a pool load what is placed on them, many parts of many files at once.
 #include <algorithm>
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
@@ -13,6 +19,8 @@ namespace {
 constexpr uint64_t kStep = 32 << 20;
 constexpr size_t kStepsMax = 32;
 constexpr absl::Duration kReportEvery = absl::Milliseconds(200);
+// A worker may have to wait for a slow store, and says nothing until the step is there.
+constexpr absl::Duration kStepTimeout = absl::Minutes(10);
 
 // The steps of one file, guarded by the gate's mutex.
 struct FileSteps {
@@ -22,16 +30,16 @@ struct FileSteps {
 
 // Counts the steps on their way; outlives a Warm that was cancelled.
 struct Gate {
-  void StepDone(File& file, FileSteps& of_file, uint64_t offset, uint64_t size,
-                const absl::Status& status) {
-    const uint64_t kept = file.object().CachedBytes(offset, size);
+  // `kept`: the bytes of the step that somebody has now.
+  void StepDone(const File& file, FileSteps& of_file, uint64_t size,
+                const absl::StatusOr<uint64_t>& kept) {
     base::MutexLock lock(&mutex);
-    if (status.ok()) {
+    if (kept.ok()) {
       bytes_done += size;
-      bytes_refused += size - kept;
+      bytes_refused += size - std::min(size, *kept);
     } else {
       of_file.failed = true;
-      last_error = absl::StrCat(file.ref().path, ": ", status.message());
+      last_error = absl::StrCat(file.ref().path, ": ", kept.status().message());
     }
     if (--of_file.left == 0) ++(of_file.failed ? files_failed : files_done);
     --steps;
@@ -46,6 +54,58 @@ struct Gate {
   uint64_t files_failed ABSL_GUARDED_BY(mutex) = 0;
   uint64_t bytes_refused ABSL_GUARDED_BY(mutex) = 0;
   std::string last_error ABSL_GUARDED_BY(mutex);
+};
+
+// Threads for calls that wait until somebody else has loaded something. As many as there are steps
+// on their way at most, and none before the first call.
+class Waiters {
+ public:
+  // `ending` becomes true when the calls are to end. It and what the calls use must outlive this.
+  explicit Waiters(std::atomic<bool>* ending) : ending_(ending) {}
+  // Ends the calls on their way; those that have not begun never do.
+  ~Waiters() {
+    {
+      base::MutexLock lock(&mutex_);
+      ending_->store(true, std::memory_order_relaxed);
+      calls_.clear();
+      changed_.NotifyAll();
+    }
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void Run(std::function<void()> call) {
+    base::MutexLock lock(&mutex_);
+    calls_.push_back(std::move(call));
+    if (idle_ < calls_.size() && threads_.size() < kStepsMax) {
+      threads_.emplace_back([this] { Work(); });
+    }
+    changed_.NotifyOne();
+  }
+
+ private:
+  void Work() {
+    base::MutexLock lock(&mutex_);
+    while (true) {
+      while (calls_.empty() && !ending_->load(std::memory_order_relaxed)) {
+        ++idle_;
+        changed_.Wait(&mutex_);
+        --idle_;
+      }
+      if (calls_.empty()) return;
+      const std::function<void()> call = std::move(calls_.front());
+      calls_.pop_front();
+      mutex_.Unlock();
+      call();
+      mutex_.Lock();
+    }
+  }
+
+  std::atomic<bool>* const ending_;
+  base::Mutex mutex_;
+  base::CondVar changed_;
+  std::deque<std::function<void()>> calls_ ABSL_GUARDED_BY(mutex_);
+  size_t idle_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<std::thread> threads_;  // Grown by Run, which one thread calls.
 };
 
 }  // namespace
@@ -89,6 +149,36 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
       gate->changed.WaitFor(&gate->mutex, kReportEvery);
     }
   };
+  const auto fetch_here = [gate](const std::shared_ptr<File>& file,
+                                 const std::shared_ptr<FileSteps>& steps, uint64_t offset,
+                                 uint64_t size) {
+    file->object().Prefetch(offset, size, fetch::Priority::kBulk,
+                            [gate, file, steps, offset, size](const absl::Status& status) {
+                              if (!status.ok()) return gate->StepDone(*file, *steps, size, status);
+                              gate->StepDone(*file, *steps, size,
+                                             file->object().CachedBytes(offset, size));
+                            });
+  };
+  std::atomic<bool> ending{false};
+  const auto load_elsewhere = [&, gate](const std::shared_ptr<File>& file,
+                                        const std::shared_ptr<FileSteps>& steps, uint64_t offset,
+                                        uint64_t size) {
+    const FileRef& ref = file->ref();
+    store::GetRequest request;
+    request.path = ref.path;
+    request.offset = offset;
+    request.length = size;
+    request.version = ref.version;
+    request.file_size = ref.size;
+    request.urgency = static_cast<uint8_t>(fetch::Priority::kBulk);
+    store::CallOptions call;
+    call.timeout = kStepTimeout;
+    call.cancelled = &ending;
+    const absl::StatusOr<uint64_t> kept = sources_[ref.source].store->Warm(request, call);
+    if (absl::IsUnimplemented(kept.status())) return fetch_here(file, steps, offset, size);
+    gate->StepDone(*file, *steps, size, kept);
+  };
+  Waiters waiters(&ending);
   for (const std::string& path : paths) {
     RETURN_IF_ERROR(tree_->Walk(path, [&](const FileRef& ref) {
       const std::shared_ptr<File> file = FileOf(ref);
@@ -105,10 +195,11 @@ absl::StatusOr<Vfs::WarmProgress> Vfs::Warm(const std::vector<std::string>& path
           base::MutexLock lock(&gate->mutex);
           ++gate->steps;
         }
-        file->object().Prefetch(offset, size, fetch::Priority::kBulk,
-                                [gate, file, steps, offset, size](const absl::Status& status) {
-                                  gate->StepDone(*file, *steps, offset, size, status);
-                                });
+        if (file->object().Uncached()) {
+          waiters.Run([=, &load_elsewhere] { load_elsewhere(file, steps, offset, size); });
+        } else {
+          fetch_here(file, steps, offset, size);
+        }
       }
       return !cancelled;
     }));

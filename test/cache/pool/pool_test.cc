@@ -513,6 +513,22 @@ TEST_F(PoolTest, LoadGoesToTheOwners) {
   EXPECT_TRUE(absl::IsInvalidArgument(pool_->Load(file, 1, kFileSize, {}).status()));
 }
 
+TEST_F(PoolTest, WarmOfTheStoreLetsTheOwnersLoad) {
+  StartWorkers(2);
+  MakePool();
+  ASSERT_TRUE(AwaitReachable(2));
+  store::GetRequest request;
+  request.path = kPath;
+  request.version = "v1";
+  request.file_size = kFileSize;
+  request.length = kFileSize;
+  const absl::StatusOr<uint64_t> kept = source_->Warm(request, {});
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(*kept, kFileSize);
+  EXPECT_EQ(workers_[0]->loads() + workers_[1]->loads(), 9u);
+  EXPECT_TRUE(absl::IsUnimplemented(store_->Warm(request, {}).status()));
+}
+
 TEST_F(PoolTest, Index) {
   StartWorkers(2);
   MakePool();

@@ -1,7 +1,11 @@
 // The file system without FUSE: how files are opened, read ahead, warmed and evicted.
 #include "fuse/vfs/vfs.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <map>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/errno_status.h"
@@ -181,6 +185,121 @@ TEST_F(VfsTest, WarmStopsWhenItIsToldTo) {
   Start(Profile::kLargeFiles);
   EXPECT_TRUE(
       absl::IsCancelled(vfs_->Warm({""}, [](const Vfs::WarmProgress&) { return false; }).status()));
+}
+
+// A store with workers in front that load what they are asked to, up to a number of bytes in all.
+class PooledStore : public store::MemoryStore {
+ public:
+  absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
+                                const store::CallOptions& call) override {
+    base::MutexLock lock(&mutex_);
+    ++running_;
+    at_once_ = std::max(at_once_, running_);
+    changed_.NotifyAll();
+    while (held_ && !call.cancelled->load()) {
+      changed_.WaitFor(&mutex_, absl::Milliseconds(10));
+    }
+    --running_;
+    if (request.path == "bad") return absl::NotFoundError("the worker has no such source");
+    if (call.cancelled->load()) return absl::CancelledError("cancelled");
+    const uint64_t kept = std::min(request.length, room_);
+    room_ -= kept;
+    ranges_[request.path] += request.length;
+    EXPECT_EQ(request.version, "v");
+    EXPECT_LE(request.offset + request.length, request.file_size);
+    return kept;
+  }
+  absl::Status Get(const store::GetRequest& request, store::BodySink sink,
+                   const store::CallOptions& call) override {
+    gets_.fetch_add(1);
+    return MemoryStore::Get(request, sink, call);
+  }
+
+  void Hold(bool held) {
+    base::MutexLock lock(&mutex_);
+    held_ = held;
+    changed_.NotifyAll();
+  }
+  void AwaitAtOnce(size_t count) {
+    base::MutexLock lock(&mutex_);
+    while (at_once_ < count) changed_.Wait(&mutex_);
+  }
+  size_t at_once() {
+    base::MutexLock lock(&mutex_);
+    return at_once_;
+  }
+  void SetRoom(uint64_t bytes) {
+    base::MutexLock lock(&mutex_);
+    room_ = bytes;
+  }
+  uint64_t Warmed(const std::string& path) {
+    base::MutexLock lock(&mutex_);
+    return ranges_[path];
+  }
+  size_t get_calls() const { return gets_.load(); }
+
+ private:
+  base::Mutex mutex_;
+  base::CondVar changed_;
+  std::atomic<size_t> gets_{0};
+  size_t running_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t at_once_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t room_ ABSL_GUARDED_BY(mutex_) = UINT64_MAX;
+  std::map<std::string, uint64_t> ranges_ ABSL_GUARDED_BY(mutex_);
+};
+
+// What the cache of the fixture refuses: larger than its tier.
+constexpr uint64_t kTooLarge = 200 * kMiB;
+
+TEST_F(VfsTest, WarmLetsWorkersLoadWhatIsNotKeptHere) {
+  const auto store = std::make_shared<PooledStore>();
+  store_ = store;
+  store->PutClaimed("a", kTooLarge, "v");
+  store->PutClaimed("b", kTooLarge + 1, "v");
+  store->Put("small", std::string(kMiB, 'x'), "v");
+  Start(Profile::kLargeFiles);
+  store->Hold(true);
+  std::thread worker([&] {
+    store->AwaitAtOnce(8);  // Steps of both files on their way at once.
+    store->Hold(false);
+  });
+  const Vfs::WarmProgress progress = Warm("");
+  worker.join();
+  EXPECT_EQ(progress.files_done, 3);
+  EXPECT_EQ(progress.bytes_done, 2 * kTooLarge + 1 + kMiB);
+  EXPECT_EQ(progress.bytes_refused, 0);
+  EXPECT_EQ(store->Warmed("a"), kTooLarge);
+  EXPECT_EQ(store->Warmed("b"), kTooLarge + 1);
+  // What fits is kept here, as without workers; nothing else came here.
+  EXPECT_EQ(store->Warmed("small"), 0);
+  EXPECT_EQ(cache_->Stats()[0].files, 1u);
+  EXPECT_EQ(store->get_calls(), 1u);
+}
+
+TEST_F(VfsTest, WarmTellsWhatWorkersRefusedAndWhatFailed) {
+  const auto store = std::make_shared<PooledStore>();
+  store_ = store;
+  store->PutClaimed("a", kTooLarge, "v");
+  store->PutClaimed("bad", kTooLarge, "v");
+  store->SetRoom(kTooLarge / 2);
+  Start(Profile::kLargeFiles);
+  const Vfs::WarmProgress progress = Warm("");
+  EXPECT_EQ(progress.files_done, 1);
+  EXPECT_EQ(progress.files_failed, 1);
+  EXPECT_EQ(progress.bytes_refused, kTooLarge / 2);
+  EXPECT_EQ(progress.last_error, "bad: the worker has no such source");
+}
+
+TEST_F(VfsTest, WarmOfWorkersStopsWhenItIsToldTo) {
+  const auto store = std::make_shared<PooledStore>();
+  store_ = store;
+  store->PutClaimed("a", 10'000 * kMiB, "v");
+  Start(Profile::kLargeFiles);
+  store->Hold(true);
+  const auto progress =
+      vfs_->Warm({""}, [&](const Vfs::WarmProgress&) { return store->at_once() < 2; });
+  EXPECT_TRUE(absl::IsCancelled(progress.status())) << progress.status();
 }
 
 TEST_F(VfsTest, UnknownNodesAreErrorsNotCrashes) {
