@@ -423,6 +423,9 @@ std::shared_ptr<tier::CachedFile> Files::FindComplete(const proto::FileName& fil
 }
 
 void Files::Failed(const Found& found, const absl::Status& status) {
+  // Who only asked for what is here learns nothing of the store, and must not take the file from
+  // those whose fetch is about to fill it.
+  if (!found.fetch) return;
   if (!absl::IsFailedPrecondition(status) && !absl::IsNotFound(status)) return;
   const tier::FileKey& key = found.object->key();
   cache_->ForgetEmpty(key);
