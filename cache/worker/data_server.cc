@@ -26,7 +26,7 @@ namespace {
 // Threads that stay though there is nothing to do.
 constexpr size_t kThreadsIdle = 4;
 constexpr int kIdleWaitMs = 10'000;
-// Threads for work that blocks for long: indexes in the making.
+// Threads for work that blocks for long: blocks that are checked again.
 constexpr size_t kApartMax = 4;
 // Peers and causes that were logged; then all are forgotten, so that memory is bounded.
 constexpr size_t kLoggedMax = 1024;
@@ -42,7 +42,7 @@ absl::string_view HostOf(absl::string_view peer) { return peer.substr(0, peer.rf
 class EpollServer final : public DataServer, private ConnectionHost {
  public:
   EpollServer(const DataServerOptions& options, std::vector<Listener> listeners, Files* files,
-              IndexSource* indexes, DoorObserver* observer)
+              index::IndexKeeper* indexes, DoorObserver* observer)
       : options_(options), observer_(observer), listeners_(std::move(listeners)) {
     context_.host = this;
     context_.files = files;
@@ -426,7 +426,8 @@ void EpollServer::Stop() {
 
 absl::StatusOr<std::unique_ptr<DataServer>> DataServer::Start(const DataServerOptions& options,
                                                               std::vector<Listener> listeners,
-                                                              Files* files, IndexSource* indexes,
+                                                              Files* files,
+                                                              index::IndexKeeper* indexes,
                                                               DoorObserver* observer) {
   auto server =
       std::make_unique<EpollServer>(options, std::move(listeners), files, indexes, observer);

@@ -17,8 +17,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cache/index/index_keeper.h"
 #include "cache/worker/files.h"
-#include "cache/worker/index_source.h"
 #include "cache/worker/served_connection.h"
 #include "common/base/clock.h"
 #include "common/base/unique_fd.h"
@@ -63,7 +63,8 @@ class DataServer {
   // ended (Files::Stop) before it is destroyed.
   static absl::StatusOr<std::unique_ptr<DataServer>> Start(const DataServerOptions& options,
                                                            std::vector<Listener> listeners,
-                                                           Files* files, IndexSource* indexes,
+                                                           Files* files,
+                                                           index::IndexKeeper* indexes,
                                                            DoorObserver* observer);
   virtual ~DataServer() = default;
 

@@ -154,9 +154,11 @@ void DeclareDoors(WorkerOptions* options, base::FlagSet* flags) {
   port("control-port", &options->control_port, "port of the control service (default 7450)");
   port("metrics-port", &options->metrics_port,
        "port of the Prometheus metrics, /healthz and /readyz (default 7452)");
-  flags->Text("dir", "DIR", &options->directory,
-              "directory of worker.sock, through which mounts on this node get whole files as "
-              "descriptors; made with mode 0700 (default: no socket)");
+  flags->Text(
+      "dir", "DIR", &options->directory,
+      "directory of worker.sock, through which mounts on this node get whole files as "
+      "descriptors, and of indexes; made with mode 0700 (default: no socket, and indexes in "
+      "memory)");
   flags->Text("socket-group", "GROUP", &options->socket_group,
               "group whose members may use worker.sock, beside root and this user");
   flags->Text("certificate", "FILE", &options->certificate,

@@ -29,6 +29,7 @@ struct WorkerOptions {
   std::string id;  // Unique in the pool, stable over restarts.
   std::string cluster = "millrace";
   std::vector<std::string> members;  // As pool::PoolOptions::workers; this one may be among them.
+  absl::Duration members_refresh = absl::Seconds(5);  // See pool::PoolOptions.
   uint32_t replicas = 1;
   uint64_t extent_size = pool::kExtentSizeDefault;
 

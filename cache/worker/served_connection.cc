@@ -1,8 +1,10 @@
 #include "cache/worker/served_connection.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -63,7 +65,6 @@ struct ServedConnection::Arrival {
   bool done ABSL_GUARDED_BY(mutex) = false;
   absl::Status status ABSL_GUARDED_BY(mutex);
   fetch::BlockRef block ABSL_GUARDED_BY(mutex);
-  IndexBytes index ABSL_GUARDED_BY(mutex);
 };
 
 struct ServedConnection::Request {
@@ -88,8 +89,9 @@ struct ServedConnection::Request {
   std::shared_ptr<tier::CachedFile> file;  // `data` is of this one.
   std::shared_ptr<const tier::OpenData> data;
   std::shared_ptr<const Files::Watch> watch;
-  proto::IndexGet index_get;
-  IndexBytes index;
+  // Of kIndex: what is sent first, and then from the index's file.
+  std::string text;
+  std::shared_ptr<const index::Index> index;
 };
 
 ServedConnection::ServedConnection(uint64_t id, base::UniqueFd socket, bool is_unix,
@@ -307,31 +309,28 @@ bool ServedConnection::HandleGet(const proto::Header& header, absl::string_view 
 }
 
 bool ServedConnection::HandleIndex(uint64_t id, absl::string_view payload) {
-  absl::StatusOr<proto::IndexGet> get = proto::DecodeIndexGet(payload);
+  const absl::StatusOr<proto::IndexGet> get = proto::DecodeIndexGet(payload);
   if (!get.ok()) return Refuse(Refusal::kFrame, get.status());
   if (!CheckNew(id)) return false;
   if (context_->files->FindSource(get->source) == nullptr) {
     return SendError(id, absl::NotFoundError("the worker was not started with this source"));
   }
+  if (requests_.size() >= kRequestsMax) {
+    return SendError(id, absl::ResourceExhaustedError("too many requests on one connection"));
+  }
+  absl::StatusOr<index::IndexAnswer> answer = context_->indexes->Get(
+      get->source, get->have,
+      absl::Milliseconds(std::min<uint64_t>(get->max_age_ms, std::numeric_limits<int64_t>::max())));
+  if (!answer.ok()) return SendError(id, answer.status());
   auto request = std::make_shared<Request>();
   request->id = id;
   request->type = FrameType::kIndex;
   request->began = context_->clock->Monotonic();
-  request->arrival = std::make_shared<Arrival>();
-  const auto work = [context = context_, connection = id_, arrival = request->arrival,
-                     given_up = request->given_up, get = *std::move(get)] {
-    absl::StatusOr<IndexBytes> bytes = context->indexes->Get(get.source, get.have, *given_up);
-    {
-      base::MutexLock lock(&arrival->mutex);
-      arrival->status = bytes.status();
-      if (bytes.ok()) arrival->index = *std::move(bytes);
-      arrival->done = true;
-    }
-    context->host->Wake(connection);
-  };
-  if (requests_.size() >= kRequestsMax || !context_->host->RunApart(work)) {
-    return SendError(id, absl::ResourceExhaustedError("too many requests for indexes"));
-  }
+  request->text = index::EncodeAnswerHead(answer->head);
+  if (answer->delta != nullptr) request->text += *answer->delta;
+  request->end = request->text.size();
+  if (answer->index != nullptr) request->end += answer->head.bytes;
+  request->index = std::move(answer->index);
   requests_.push_back(std::move(request));
   context_->requests.fetch_add(1, std::memory_order_relaxed);
   return true;
@@ -357,13 +356,13 @@ bool ServedConnection::HandleOpen(uint64_t id, absl::string_view payload) {
     return SendError(id, absl::NotFoundError("the file cannot be handed over"));
   }
   const uint64_t number = next_lease_++;
-  const absl::Status sent = stream_->WriteWithDescriptor(proto::Encode(id, proto::Opened{number}),
-                                                         (*data)->fd(), context_->progress_timeout);
-  if (!sent.ok()) return false;
   leases_.emplace(number, std::move(lease));
   context_->leases.fetch_add(1);
   context_->host->HandedOver(open->file.source, open->file.size);
-  return true;
+  // Where it cannot be sent the connection ends, and the lease with it.
+  const absl::Status sent = stream_->WriteWithDescriptor(proto::Encode(id, proto::Opened{number}),
+                                                         (*data)->fd(), context_->progress_timeout);
+  return sent.ok();
 }
 
 bool ServedConnection::HandleCancel(uint64_t id) {
@@ -675,32 +674,14 @@ ServedConnection::Step ServedConnection::AdvanceLoad(Request& request) {
 }
 
 ServedConnection::Step ServedConnection::AdvanceIndex(Request& request) {
-  if (request.arrival != nullptr) {
-    absl::Status status;
-    {
-      base::MutexLock lock(&request.arrival->mutex);
-      if (!request.arrival->done) return Step::kWaiting;
-      status = request.arrival->status;
-      request.index = std::move(request.arrival->index);
-    }
-    request.arrival.reset();
-    if (!status.ok()) {
-      return SendError(request.id, status) ? Step::kEnded : Step::kBroken;
-    }
-    request.end = request.index.file != nullptr ? request.index.size : request.index.text.size();
-    if (request.end == 0) {
-      return SendData(request, "", fetch::Origin::kLocal) == Step::kProgress ? Step::kEnded
-                                                                             : Step::kBroken;
-    }
-  }
-  const uint64_t size = std::min<uint64_t>(proto::kDataMax, request.end - request.next);
-  absl::string_view bytes;
-  if (request.index.file == nullptr) {
-    bytes = absl::string_view(request.index.text).substr(request.next, size);
-  } else {
+  absl::string_view bytes =
+      absl::string_view(request.text)
+          .substr(std::min<uint64_t>(request.next, request.text.size()), proto::kDataMax);
+  if (bytes.empty()) {
+    const uint64_t size = std::min<uint64_t>(proto::kDataMax, request.end - request.next);
     const absl::Span<char> buffer = ThreadBuffer().subspan(0, size);
-    const ssize_t got =
-        pread(request.index.file->fd(), buffer.data(), size, static_cast<off_t>(request.next));
+    const ssize_t got = pread(request.index->fd(), buffer.data(), size,
+                              static_cast<off_t>(request.next - request.text.size()));
     if (got != static_cast<ssize_t>(size)) {
       const absl::Status status = absl::DataLossError("the index cannot be read");
       return SendError(request.id, status) ? Step::kEnded : Step::kBroken;

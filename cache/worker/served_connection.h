@@ -22,8 +22,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "cache/index/index_keeper.h"
 #include "cache/worker/files.h"
-#include "cache/worker/index_source.h"
 #include "common/base/clock.h"
 #include "common/base/unique_fd.h"
 #include "common/net/stream.h"
@@ -73,7 +73,7 @@ class ConnectionHost {
 struct ConnectionContext {
   ConnectionHost* host = nullptr;
   Files* files = nullptr;
-  IndexSource* indexes = nullptr;
+  index::IndexKeeper* indexes = nullptr;
   net::Tls* tls = nullptr;  // For TCP; null: plain.
   base::Clock* clock = nullptr;
   std::string cluster;

@@ -46,6 +46,12 @@ class ShareLoader {
   }
 
  private:
+  // A file's parts that are on their way, guarded by Shared's mutex. It is done with the last.
+  struct File {
+    std::shared_ptr<fetch::Object> object;
+    size_t parts = 1;
+    bool failed = false;
+  };
   // Outlives this object as long as a fetch is on its way.
   struct Shared {
     base::Mutex mutex;
@@ -53,12 +59,10 @@ class ShareLoader {
     proto::LoadProgress progress ABSL_GUARDED_BY(mutex);
     uint64_t bytes_on_way ABSL_GUARDED_BY(mutex) = 0;
     size_t ranges_on_way ABSL_GUARDED_BY(mutex) = 0;
-  };
-  // A file's parts that are on their way. It is done when the last of them is.
-  struct File {
-    std::shared_ptr<fetch::Object> object;
-    std::atomic<size_t> parts{1};
-    std::atomic<bool> failed{false};
+
+    void PartDone(File* file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+      if (--file->parts == 0 && !file->failed) ++progress.files_done;
+    }
   };
 
   absl::Status LoadRoot(const std::string& root) {
@@ -124,7 +128,8 @@ class ShareLoader {
       status =
           LoadRange(file, path, extent * extent_size, files_.ranks().ExtentBytes(key.size, extent));
     }
-    PartDone(*shared_, *file);
+    base::MutexLock lock(&shared_->mutex);
+    shared_->PartDone(file.get());
     return status;
   }
 
@@ -140,9 +145,9 @@ class ShareLoader {
       return absl::OkStatus();
     }
     RETURN_IF_ERROR(Await(kBytesAtOnce - std::min(kBytesAtOnce, length), kRangesAtOnce - 1));
-    file->parts.fetch_add(1);
     {
       base::MutexLock lock(&shared_->mutex);
+      ++file->parts;
       shared_->bytes_on_way += length;
       ++shared_->ranges_on_way;
     }
@@ -151,30 +156,21 @@ class ShareLoader {
         offset, length, fetch::Priority::kBulk,
         [shared = shared_, file, path, offset, length](const absl::Status& status) {
           const uint64_t kept = file->object->CachedBytes(offset, length);
-          {
-            base::MutexLock lock(&shared->mutex);
-            shared->progress.bytes_done += kept;
-            // All of it came, and the cache did not take it.
-            if (status.ok()) shared->progress.bytes_refused += length - kept;
-            shared->bytes_on_way -= length;
-            --shared->ranges_on_way;
-            if (!status.ok() && !file->failed.exchange(true)) {
-              ++shared->progress.files_failed;
-              shared->progress.last_error = absl::StrCat(path, ": ", status.message());
-            }
-            shared->changed.NotifyAll();
+          base::MutexLock lock(&shared->mutex);
+          shared->progress.bytes_done += kept;
+          // All of it came, and the cache did not take it.
+          if (status.ok()) shared->progress.bytes_refused += length - kept;
+          shared->bytes_on_way -= length;
+          --shared->ranges_on_way;
+          if (!status.ok() && !std::exchange(file->failed, true)) {
+            ++shared->progress.files_failed;
+            shared->progress.last_error = absl::StrCat(path, ": ", status.message());
           }
-          PartDone(*shared, *file);
+          shared->PartDone(file.get());
+          shared->changed.NotifyAll();
         },
         given_up_);
     return absl::OkStatus();
-  }
-
-  static void PartDone(Shared& shared, File& file) {
-    if (file.parts.fetch_sub(1) != 1) return;
-    base::MutexLock lock(&shared.mutex);
-    if (!file.failed.load()) ++shared.progress.files_done;
-    shared.changed.NotifyAll();
   }
 
   void FailFile(const std::string& path, const absl::Status& status) {

@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "cache/index/index_keeper.h"
 #include "cache/worker/data_server.h"
 #include "cache/worker/files.h"
 #include "cache/worker/handover.h"
@@ -39,6 +40,8 @@ constexpr absl::Duration kMembersPatience = absl::Seconds(2);
 constexpr absl::Duration kMaintenanceEvery = absl::Seconds(1);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr size_t kListEntries = 1000;
+// What an index in the making may take beside the memory limit.
+constexpr size_t kIndexSortBytes = 16 << 20;
 // Of a tier, what one file may claim when it is admitted: more of it may come all the same.
 constexpr double kFileShareMax = 0.9;
 
@@ -114,7 +117,9 @@ class CacheWorker final : public Worker {
   absl::StatusOr<std::vector<store::OpenedSource>> OpenSources();
   absl::Status OpenCache(const std::vector<store::OpenedSource>& sources);
   absl::Status OpenPool();
+  void OpenIndexes();
   absl::Status OpenDoors();
+  absl::Status MakeDirectory(const std::optional<gid_t>& group);
   absl::StatusOr<DataServer::Listener> ListenUnix(std::optional<gid_t>* group);
   void AwaitMembers();
   uint64_t ExpectedBytes(const tier::FileKey& key) const;
@@ -143,10 +148,10 @@ class CacheWorker final : public Worker {
   std::unique_ptr<Ranks> ranks_;
   std::unique_ptr<tier::TieredCache> cache_;
   std::unique_ptr<net::Tls> tls_;
-  std::unique_ptr<pool::Pool> pool_;  // Null: this worker is alone.
-  NoIndexSource indexes_;
+  std::unique_ptr<pool::Pool> pool_;        // Null: this worker is alone.
   std::unique_ptr<Replicator> replicator_;  // Before files_: it is told by fetches.
   std::unique_ptr<Files> files_;
+  std::unique_ptr<index::IndexKeeper> indexes_;
   std::unique_ptr<DataServer> server_;
   metrics::CollectorHandle collector_;
 
@@ -175,6 +180,7 @@ absl::Status CacheWorker::Open() {
   files_ =
       std::make_unique<Files>(files, cache_.get(), ranks_.get(), pool_.get(), std::move(sources));
   replicator_ = std::make_unique<Replicator>(files_.get(), pool_.get(), clock_);
+  OpenIndexes();
   RETURN_IF_ERROR(OpenDoors());
   RETURN_IF_ERROR(metrics_->Serve(HostPort(options_.listen_host, options_.metrics_port)));
   collector_ = metrics_->AddCollector([this](metrics::SampleSink& sink) { Collect(sink); });
@@ -258,6 +264,7 @@ absl::Status CacheWorker::OpenPool() {
   pool.workers = options_.members;
   pool.cluster = options_.cluster;
   pool.self = options_.id;
+  pool.members_refresh = options_.members_refresh;
   pool.certificate = options_.certificate;
   pool.key = options_.key;
   pool.authority = options_.authority;
@@ -265,35 +272,39 @@ absl::Status CacheWorker::OpenPool() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DataServer::Listener> CacheWorker::ListenUnix(std::optional<gid_t>* group) {
-  net::ListenOptions listen;
-  mode_t directory_mode = 0700;
-  if (!options_.socket_group.empty()) {
-    ASSIGN_OR_RETURN(*group, FindGroup(options_.socket_group));
-    listen.unix_mode = 0660;
-    listen.unix_group = **group;
-    directory_mode = 0750;
-  }
+absl::Status CacheWorker::MakeDirectory(const std::optional<gid_t>& group) {
+  const mode_t mode = group.has_value() ? 0750 : 0700;
   const std::string& directory = options_.directory;
-  if (mkdir(directory.c_str(), directory_mode) != 0 && errno != EEXIST) {
+  if (mkdir(directory.c_str(), mode) != 0 && errno != EEXIST) {
     return base::ErrnoStatus(errno, absl::StrCat("cannot make the directory ", directory));
   }
   struct stat status;
   if (stat(directory.c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
     return absl::FailedPreconditionError(absl::StrCat(directory, " is no directory"));
   }
-  if (status.st_uid == geteuid() && group->has_value()) {
-    if (chown(directory.c_str(), static_cast<uid_t>(-1), **group) != 0 ||
-        chmod(directory.c_str(), directory_mode) != 0) {
-      return base::ErrnoStatus(errno, absl::StrCat("cannot give ", directory, " to the group"));
-    }
-  }
   // Whoever can write there could put a socket of his own in the place of this one.
-  if ((status.st_mode & S_IWOTH) != 0 && (status.st_mode & S_ISVTX) == 0) {
+  if ((status.st_mode & S_IWOTH) != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(directory, " is writable by everybody: give it mode 0700"));
   }
-  socket_path_ = absl::StrCat(directory, "/worker.sock");
+  if (status.st_uid == geteuid() && group.has_value()) {
+    if (chown(directory.c_str(), static_cast<uid_t>(-1), *group) != 0 ||
+        chmod(directory.c_str(), mode) != 0) {
+      return base::ErrnoStatus(errno, absl::StrCat("cannot give ", directory, " to the group"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DataServer::Listener> CacheWorker::ListenUnix(std::optional<gid_t>* group) {
+  net::ListenOptions listen;
+  if (!options_.socket_group.empty()) {
+    ASSIGN_OR_RETURN(*group, FindGroup(options_.socket_group));
+    listen.unix_mode = 0660;
+    listen.unix_group = **group;
+  }
+  RETURN_IF_ERROR(MakeDirectory(*group));
+  socket_path_ = absl::StrCat(options_.directory, "/worker.sock");
   ASSIGN_OR_RETURN(base::UniqueFd socket, net::Listen({.path = socket_path_}, listen));
   return DataServer::Listener{std::move(socket), true};
 }
@@ -316,9 +327,21 @@ absl::Status CacheWorker::OpenDoors() {
   doors.clock = clock_;
   doors.blocks_max =
       std::max<uint64_t>(16, BufferBudget(options_.memory_limit_bytes) / tier::kBlockSize / 4);
-  ASSIGN_OR_RETURN(server_, DataServer::Start(doors, std::move(listeners), files_.get(), &indexes_,
-                                              door_counter_.get()));
+  ASSIGN_OR_RETURN(server_, DataServer::Start(doors, std::move(listeners), files_.get(),
+                                              indexes_.get(), door_counter_.get()));
   return absl::OkStatus();
+}
+
+void CacheWorker::OpenIndexes() {
+  index::IndexKeeperOptions options;
+  if (!options_.directory.empty()) options.directory = absl::StrCat(options_.directory, "/index");
+  options.sort_memory_bytes = kIndexSortBytes;
+  options.clock = clock_;
+  std::vector<index::IndexKeeper::Source> sources;
+  for (const auto& source : files_->sources()) {
+    sources.push_back({source->identity, source->store});
+  }
+  indexes_ = index::IndexKeeper::Create(options, sources);
 }
 
 void CacheWorker::AwaitMembers() {
@@ -461,6 +484,7 @@ absl::StatusOr<proto::LocateReply> CacheWorker::Locate(const proto::LocateReques
   if (entry.kind != store::EntryKind::kObject) {
     return absl::FailedPreconditionError("a directory is nowhere; name a file");
   }
+  UpdateMembers();
   if (request.offset > entry.size || request.length > entry.size - request.offset) {
     return absl::InvalidArgumentError("a range that is not within the file");
   }
@@ -509,6 +533,7 @@ absl::StatusOr<proto::ListReply> CacheWorker::List(const proto::ListRequest& req
 
 absl::Status CacheWorker::Load(const proto::LoadRequest& request, LoadObserver observer) {
   ASSIGN_OR_RETURN(const Files::Source* source, FindSource(request.source));
+  UpdateMembers();
   return LoadShare(
       *files_, *source, request.paths, *clock_,
       [&](const proto::LoadProgress& progress) { return !stopping() && observer(progress); });
@@ -576,6 +601,7 @@ void CacheWorker::EndThreads(absl::Duration grace) {
 absl::Status CacheWorker::Stop(absl::Duration grace) {
   EndThreads(grace);
   server_.reset();
+  indexes_.reset();
   files_.reset();
   if (!socket_path_.empty()) unlink(socket_path_.c_str());
   return cache_->Close();

@@ -251,6 +251,7 @@ TEST_F(DataServerTest, ADamagedBlockIsCheckedWhenAClientSaysSo) {
   ASSERT_TRUE(client.Get(GetOf("a", size, 0, size)).ok());
   const auto file = door().cache().Find({kSource, "a", "v1", size});
   ASSERT_NE(file, nullptr);
+  Await([&] { return file->complete(); });
   // Through the process's own eyes the file looks as whole as before.
   std::string path;
   for (const std::string& entry : testing::ListFiles(door().directory())) {
@@ -361,17 +362,23 @@ TEST_F(DataServerTest, AStrangerMayNotUseTheSocket) {
 
 TEST_F(DataServerTest, AnIndexComesInFrames) {
   RawClient client = Client();
-  const uint64_t id = client.NextId();
-  ASSERT_TRUE(client.Send(proto::Encode(id, proto::IndexGet{kSource, 0})).ok());
-  const auto bytes = client.ReceiveBytes(id, 0);
+  const auto ask = [&client](uint64_t have) {
+    const uint64_t id = client.NextId();
+    EXPECT_TRUE(client.Send(proto::Encode(id, proto::IndexGet{kSource, have, 1500})).ok());
+    return client.ReceiveBytes(id, 0);
+  };
+  const auto bytes = ask(0);
   ASSERT_TRUE(bytes.ok()) << bytes.status();
-  EXPECT_EQ(*bytes, std::string(300'000, 'i') + kSource);
-  const uint64_t none = client.NextId();
-  ASSERT_TRUE(client.Send(proto::Encode(none, proto::IndexGet{kSource, 99})).ok());
-  EXPECT_TRUE(absl::IsNotFound(client.ReceiveBytes(none, 0).status()));
-  const uint64_t empty = client.NextId();
-  ASSERT_TRUE(client.Send(proto::Encode(empty, proto::IndexGet{kSource, 98})).ok());
-  EXPECT_EQ(client.ReceiveBytes(empty, 0).value(), "");
+  ASSERT_EQ(bytes->size(), index::kAnswerHeadSize + 300'000);
+  const auto head = index::DecodeAnswerHead(bytes->substr(0, index::kAnswerHeadSize));
+  ASSERT_TRUE(head.ok()) << head.status();
+  EXPECT_EQ(head->version, 99u);
+  EXPECT_EQ(head->age, absl::Milliseconds(1500));
+  EXPECT_EQ(bytes->substr(index::kAnswerHeadSize), std::string(300'000, 'i'));
+  const auto unchanged = ask(99);
+  ASSERT_TRUE(unchanged.ok()) << unchanged.status();
+  EXPECT_EQ(unchanged->size(), index::kAnswerHeadSize);
+  EXPECT_TRUE(absl::IsUnavailable(ask(98).status()));
 }
 
 // --- Bad input ----------------------------------------------------------------------------------

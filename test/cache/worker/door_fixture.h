@@ -40,15 +40,23 @@ class CountingObserver final : public DoorObserver {
   std::atomic<uint64_t> handed_over{0};
 };
 
-class TextIndexSource final : public IndexSource {
+// Has a delta of 300,000 bytes for everybody who does not have version 99, and then nothing.
+class FakeIndexKeeper final : public index::IndexKeeper {
  public:
-  absl::StatusOr<IndexBytes> Get(const std::string& source, uint64_t have,
-                                 const std::atomic<bool>&) override {
-    if (have == 99) return absl::NotFoundError("not indexed");
-    IndexBytes bytes;
-    if (have != 98) bytes.text = std::string(300'000, 'i') + source;
-    return bytes;
+  absl::StatusOr<index::IndexAnswer> Get(const std::string&, uint64_t have,
+                                         absl::Duration max_age) override {
+    if (have == 98) return absl::UnavailableError("no index yet");
+    index::IndexAnswer answer;
+    answer.head.version = 99;
+    answer.head.age = max_age;
+    if (have == 99) return answer;
+    answer.head.kind = index::AnswerKind::kDelta;
+    answer.head.bytes = 300'000;
+    answer.delta = std::make_shared<const std::string>(300'000, 'i');
+    return answer;
   }
+  absl::Status Refresh(const std::string&) override { return absl::OkStatus(); }
+  std::vector<index::IndexStatus> Status() const override { return {}; }
 };
 
 // One worker without its process.
@@ -142,7 +150,7 @@ class Door {
   const std::unique_ptr<io::FileIo> file_io_ = io::NewPosixFileIo(2);
   std::unique_ptr<Ranks> ranks_;
   std::unique_ptr<tier::TieredCache> cache_;
-  TextIndexSource indexes_;
+  FakeIndexKeeper indexes_;
   CountingObserver observer_;
   std::unique_ptr<Files> files_;
   std::unique_ptr<DataServer> server_;
