@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cache/pool/index_client.h"
 #include "cache/pool/leases.h"
 #include "cache/pool/member_list.h"
 #include "cache/pool/pool_parts.h"
@@ -141,7 +142,22 @@ class RealPool final : public Pool {
 
   std::shared_ptr<store::Store> Wrap(std::string source,
                                      std::shared_ptr<store::Store> store) override {
-    return std::make_shared<PoolStore>(this, std::move(source), std::move(store), false);
+    auto pooled = std::make_shared<PoolStore>(this, source, std::move(store), false);
+    if (options_.index_refresh <= absl::ZeroDuration()) return pooled;
+    IndexClientOptions options;
+    options.source = std::move(source);
+    options.refresh = options_.index_refresh;
+    options.bytes_max = options_.index_bytes_max;
+    options.directory = options_.index_directory;
+    options.clock = options_.clock;
+    std::shared_ptr<IndexClient> client = IndexClient::Create(
+        options, std::move(pooled),
+        [this](const proto::IndexGet& get, store::BodySink sink, const store::CallOptions& call) {
+          return Index(get, sink, call);
+        });
+    base::MutexLock lock(&index_mutex_);
+    index_clients_.push_back(client);
+    return client;
   }
   std::shared_ptr<store::Store> WrapForOwner(std::string source,
                                              std::shared_ptr<store::Store> store) override {
@@ -177,6 +193,14 @@ class RealPool final : public Pool {
     stats.bypassed = bypassed_.load(std::memory_order_relaxed);
     stats.faults = context_.faults.load(std::memory_order_relaxed);
     stats.damaged_frames = context_.damaged_frames.load(std::memory_order_relaxed);
+    base::MutexLock lock(&index_mutex_);
+    for (const std::weak_ptr<IndexClient>& weak : index_clients_) {
+      const std::shared_ptr<IndexClient> client = weak.lock();
+      if (client == nullptr) continue;
+      const IndexClientStats names = client->Stats();
+      stats.names_from_index += names.answers;
+      stats.names_from_store += names.asked_store;
+    }
     return stats;
   }
   bool has_local_worker() const override {
@@ -213,6 +237,8 @@ class RealPool final : public Pool {
   std::atomic<uint64_t> bytes_through_store_{0};
   std::atomic<uint64_t> bytes_short_circuit_{0};
   std::atomic<uint64_t> bypassed_{0};
+  mutable base::Mutex index_mutex_;
+  std::vector<std::weak_ptr<IndexClient>> index_clients_ ABSL_GUARDED_BY(index_mutex_);
   base::Mutex log_mutex_;
   absl::Duration bypass_logged_ ABSL_GUARDED_BY(log_mutex_) = -absl::InfiniteDuration();
 };

@@ -34,7 +34,12 @@ struct PoolOptions {
   absl::Duration connect_timeout = absl::Seconds(1);
   absl::Duration answer_timeout = absl::Seconds(10);  // Without a byte of an answer.
   absl::Duration members_refresh =
-      absl::Seconds(5);          // How often names are resolved, members asked.
+      absl::Seconds(5);  // How often names are resolved, members asked.
+  // The --refresh of a mount whose names come from its sources' indexes (index_client.h), and what
+  // an index may take: in memory, or in a directory. Zero: all names come from the store.
+  absl::Duration index_refresh = absl::ZeroDuration();
+  uint64_t index_bytes_max = uint64_t{256} << 20;
+  std::string index_directory;
   base::Clock* clock = nullptr;  // Null: the machine's.
   uint64_t seed = 0;             // Of delays by chance; 0: by chance too.
 };
@@ -55,6 +60,8 @@ struct PoolStats {
   uint64_t bypassed = 0;             // Ranges that came from the store because no worker answered.
   uint64_t faults = 0;               // Failed calls to workers.
   uint64_t damaged_frames = 0;
+  uint64_t names_from_index = 0;  // Listings and questions for a name, and those that went to the
+  uint64_t names_from_store = 0;  // store for want of an index that is new enough.
 };
 
 class Pool {
@@ -65,8 +72,8 @@ class Pool {
 
   // The source as seen through the pool: gets from workers, from `store` what no worker gives.
   // `source` is its identity. The pool must outlive the store. In a worker's own pool, its place in
-  // the ranking means `store`: who made that knows where its own bytes are. Listing and Stat are
-  // the store's.
+  // the ranking means `store`: who made that knows where its own bytes are. Names are those of
+  // the source's index where PoolOptions ask for one, else the store's.
   virtual std::shared_ptr<store::Store> Wrap(std::string source,
                                              std::shared_ptr<store::Store> store) = 0;
 

@@ -55,10 +55,15 @@ struct CallOptions {
   absl::Duration timeout = absl::Seconds(60);        // For the whole call.
   absl::Duration stall_timeout = absl::Seconds(20);  // Without a byte: Unavailable.
   const std::atomic<bool>* cancelled = nullptr;      // Polled at least every second; may be null.
+  // How old an answer about names may be: one of an index of the source, where somebody keeps one
+  // (cache/pool/index_client.h). Zero: the store is asked.
+  absl::Duration age_max = absl::ZeroDuration();
 };
 
 struct ListPage {
   std::vector<Entry> entries;
+  // The store was asked at most so long ago. Zero for whoever asks it now.
+  absl::Duration age = absl::ZeroDuration();
   // Give it to the next call; empty after the last page.
   std::string next_token;
 };

@@ -87,6 +87,8 @@ struct Directory {
   std::unique_ptr<Listing> told ABSL_GUARDED_BY(mutex);
   bool refreshing ABSL_GUARDED_BY(mutex) = false;
   std::vector<RefreshDone> refresh_waiters ABSL_GUARDED_BY(mutex);
+  // Came while it was being listed, perhaps from an index.
+  std::vector<RefreshDone> fresh_waiters ABSL_GUARDED_BY(mutex);
   absl::Duration refresh_due ABSL_GUARDED_BY(mutex) = absl::InfiniteDuration();
   bool refresh_failure_logged ABSL_GUARDED_BY(mutex) = false;
   bool hidden_logged ABSL_GUARDED_BY(mutex) = false;

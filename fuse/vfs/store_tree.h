@@ -89,7 +89,9 @@ class StoreTree final : public Tree {
     std::string token;
     size_t empty_pages = 0;  // In a row.
     absl::Duration started;
-    bool counted = false;  // In restoring_: begun by ListRestored.
+    absl::Duration age_max;  // CallOptions::age_max: how old an index may be that answers.
+    absl::Duration age;      // Of the oldest page.
+    bool counted = false;    // In restoring_: begun by ListRestored.
     std::vector<Event> events;
     Answers answers;  // By the last page: given with the listing complete.
   };
@@ -137,7 +139,9 @@ class StoreTree final : public Tree {
   void Run(const std::shared_ptr<Directory>& directory, Answers answers);
   void LogHidden(const Directory& directory, const Listing& listing);
   std::string Describe(const Directory& directory) const;
-  store::CallOptions Call() const;
+  store::CallOptions Call(absl::Duration age_max) const;
+  // How old the names may be that nobody asked for anew.
+  absl::Duration AgeMax() const;
 
   // tree_restore.cc
   // The nodes of a predecessor, and the directories the kernel knows of it. In the constructor.
@@ -152,7 +156,7 @@ class StoreTree final : public Tree {
   void StartRefresh(const std::shared_ptr<Directory>& directory, RefreshDone done);
   void FinishRefresh(ListJob& job, const absl::Status& status);
   void Compare(ListJob& job);
-  absl::Duration DueAfter(absl::Duration started);
+  absl::Duration DueAfter(const ListJob& job);
   // Delivers events, then runs `after`.
   void Post(std::vector<Event> events, absl::AnyInvocable<void() &&> after);
   void RefreshLoop();

@@ -16,6 +16,8 @@ constexpr size_t kEmptyPagesMax = 1000;
 // How long a failed listing is not tried again, so that a directory of a failing store does not
 // cost a call for every name that is looked up in it.
 constexpr absl::Duration kFailureKept = absl::Seconds(1);
+// What stands for the interval of a mount that is never refreshed.
+constexpr absl::Duration kAgeMaxWithoutRefresh = absl::Minutes(1);
 
 std::string Join(const std::string& directory, absl::string_view name) {
   return directory.empty() ? std::string(name) : absl::StrCat(directory, "/", name);
@@ -23,10 +25,17 @@ std::string Join(const std::string& directory, absl::string_view name) {
 
 }  // namespace
 
-store::CallOptions StoreTree::Call() const {
+store::CallOptions StoreTree::Call(absl::Duration age_max) const {
   store::CallOptions call;
   call.cancelled = &stopping_;
+  call.age_max = age_max;
   return call;
+}
+
+// Less than the interval: a listing of an index is due again an interval after that of the index.
+absl::Duration StoreTree::AgeMax() const {
+  const bool never = options_.refresh == absl::InfiniteDuration();
+  return (never ? kAgeMaxWithoutRefresh : options_.refresh) / 6 * 5;
 }
 
 std::string StoreTree::Describe(const Directory& directory) const {
@@ -43,6 +52,7 @@ absl::Status StoreTree::EnsureListing(const std::shared_ptr<Directory>& director
   (*job)->directory = directory;
   (*job)->target = directory->listing;
   (*job)->started = now;
+  (*job)->age_max = AgeMax();
   return absl::OkStatus();
 }
 
@@ -56,12 +66,13 @@ void StoreTree::ListPage(const std::shared_ptr<ListJob>& job) {
   absl::StatusOr<store::ListPage> page = absl::CancelledError("the mount is ending");
   if (!stopping_) {
     page = options_.sources[job->directory->source].store->List(job->directory->path, job->token,
-                                                                kPageEntries, Call());
+                                                                kPageEntries, Call(job->age_max));
   }
   absl::Status status = page.ok() ? CheckPage(*job, *page) : page.status();
   const bool last = status.ok() && page->next_token.empty();
   if (status.ok()) {
     Deliver(job, MakeNodes(*job, page->entries), last);
+    job->age = std::max(job->age, page->age);
     job->token = std::move(page->next_token);
   }
   if (status.ok() && !last) return Submit(job);
@@ -187,7 +198,7 @@ void StoreTree::FinishFirst(ListJob& job, const absl::Status& status) {
     job.target->Finish(status);
     if (status.ok()) {
       directory->failure = absl::OkStatus();
-      directory->refresh_due = DueAfter(job.started);
+      directory->refresh_due = DueAfter(job);
       log_hidden = !directory->hidden_logged && job.target->hidden().total() > 0;
       directory->hidden_logged |= log_hidden;
       told = ContradictEarly(*directory, *job.target, &job.events);
@@ -279,7 +290,8 @@ void StoreTree::RunStat(const std::shared_ptr<Directory>& directory, const std::
   }
   absl::StatusOr<store::Entry> entry = absl::CancelledError("the mount is ending");
   if (!stopping_) {
-    entry = options_.sources[directory->source].store->Stat(Join(directory->path, name), Call());
+    entry = options_.sources[directory->source].store->Stat(Join(directory->path, name),
+                                                            Call(AgeMax()));
   }
   Node* node = nullptr;
   if (entry.ok()) {

@@ -1,5 +1,6 @@
 // What StoreTree does over time: refreshing listings, telling the kernel, dropping what is unused.
 #include <algorithm>
+#include <iterator>
 
 #include "common/base/log.h"
 #include "fuse/vfs/store_tree.h"
@@ -18,9 +19,9 @@ constexpr uint64_t kDirectoryWeight = 8;
 
 }  // namespace
 
-absl::Duration StoreTree::DueAfter(absl::Duration started) {
+absl::Duration StoreTree::DueAfter(const ListJob& job) {
   const absl::Duration now = Now();
-  return now + std::max(options_.refresh, kListingShare * (now - started));
+  return now + std::max(options_.refresh - job.age, kListingShare * (now - job.started));
 }
 
 absl::Status StoreTree::Refresh(NodeId id) {
@@ -55,6 +56,8 @@ absl::StatusOr<uint64_t> StoreTree::RefreshAll() {
 
 void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, RefreshDone done) {
   std::shared_ptr<ListJob> job;
+  // Whoever asks for a refresh wants to know what the store has now.
+  const bool asks_store = done != nullptr;
   bool nothing_to_do = false;
   absl::Status failure;
   {
@@ -63,20 +66,27 @@ void StoreTree::StartRefresh(const std::shared_ptr<Directory>& directory, Refres
     if (directory->told != nullptr && !directory->dropped) {
       // What a predecessor told is as old as a listing may be: the first one is the refresh.
       failure = EnsureListing(directory, &job);
+      if (job != nullptr && asks_store) job->age_max = absl::ZeroDuration();
       if (failure.ok() && done != nullptr) directory->refresh_waiters.push_back(std::move(done));
       nothing_to_do = !failure.ok();
       if (!nothing_to_do && job == nullptr) return;
     } else if (directory->is_sources_root || directory->dropped || !complete) {
       nothing_to_do = true;
     } else {
-      if (done != nullptr) directory->refresh_waiters.push_back(std::move(done));
+      if (directory->refreshing && asks_store) {
+        // If an index answers that one, it is too old for this one.
+        directory->fresh_waiters.push_back(std::move(done));
+        return;
+      }
       if (directory->refreshing) return;
+      if (asks_store) directory->refresh_waiters.push_back(std::move(done));
       directory->refreshing = true;
       job = std::make_shared<ListJob>();
       job->directory = directory;
       job->old = directory->listing;
       job->target = std::make_shared<Listing>(nodes_);
       job->started = Now();
+      job->age_max = asks_store ? absl::ZeroDuration() : AgeMax();
     }
   }
   if (nothing_to_do) {
@@ -134,12 +144,20 @@ void StoreTree::FinishRefresh(ListJob& job, const absl::Status& status) {
   bool log_failure = false;
   bool log_hidden = false;
   std::vector<RefreshDone> waiters;
+  std::vector<RefreshDone> once_more;
   {
     const base::MutexLock lock(&directory->mutex);
     if (changed || gone) directory->listing = gone ? nullptr : job.target;
-    directory->refresh_due = DueAfter(job.started);
+    directory->refresh_due = DueAfter(job);
     directory->refreshing = false;
     waiters.swap(directory->refresh_waiters);
+    if (job.age > absl::ZeroDuration()) {
+      once_more.swap(directory->fresh_waiters);
+    } else {
+      std::move(directory->fresh_waiters.begin(), directory->fresh_waiters.end(),
+                std::back_inserter(waiters));
+      directory->fresh_waiters.clear();
+    }
     log_failure = !status.ok() && !gone && !directory->refresh_failure_logged;
     directory->refresh_failure_logged = !status.ok() && !gone;
     log_hidden = changed && !directory->hidden_logged && job.target->hidden().total() > 0;
@@ -166,6 +184,7 @@ void StoreTree::FinishRefresh(ListJob& job, const absl::Status& status) {
          }
          refresh_changed_.NotifyAll();
        });
+  for (RefreshDone& waiter : once_more) StartRefresh(directory, std::move(waiter));
   DropUnused();
 }
 

@@ -15,7 +15,7 @@
 
 namespace millrace::test {
 
-class ScriptedStore final : public store::Store {
+class ScriptedStore : public store::Store {
  public:
   explicit ScriptedStore(size_t page_entries = 1000) : page_entries_(page_entries) {}
 

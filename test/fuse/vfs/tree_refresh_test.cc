@@ -1,5 +1,9 @@
 // What the tree does over time, with a clock moved by hand.
+#include <atomic>
+#include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -159,6 +163,106 @@ TEST_F(TreeRefreshTest, UsedDirectoriesAreListedAgainEveryInterval) {
   clock.Advance(absl::Seconds(59));
   tree->RefreshDue();
   EXPECT_EQ(store->list_calls(), 2u);
+}
+
+// What a pool's index does to a store: an old answer for those who can do with it.
+class IndexedStore final : public test::ScriptedStore {
+ public:
+  explicit IndexedStore(std::shared_ptr<store::Store> now) : now_(std::move(now)) {}
+  void SetAge(absl::Duration age) { age_ns_ = absl::ToInt64Nanoseconds(age); }
+
+  absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
+                                       size_t max_entries,
+                                       const store::CallOptions& call) override {
+    const absl::Duration age = absl::Nanoseconds(age_ns_.load());
+    if (age > call.age_max) return now_->List(path, token, max_entries, call);
+    absl::StatusOr<store::ListPage> page = ScriptedStore::List(path, token, max_entries, call);
+    if (page.ok()) page->age = age;
+    return page;
+  }
+
+ private:
+  const std::shared_ptr<store::Store> now_;
+  std::atomic<int64_t> age_ns_ = 0;
+};
+
+class IndexedTreeTest : public TreeRefreshTest {
+ protected:
+  IndexedTreeTest() {
+    options.sources = {{{"", "memory://a"}, indexed}};
+    store->PutFile("", "a", 1, "new");
+    indexed->PutFile("", "a", 1, "old");
+  }
+  uint64_t Lists() const { return store->list_calls(); }
+
+  std::shared_ptr<IndexedStore> indexed = std::make_shared<IndexedStore>(store);
+};
+
+TEST_F(IndexedTreeTest, WhatAnIndexSaysIsDueAnIntervalAfterTheIndexWasMade) {
+  Start();
+  indexed->SetAge(absl::Seconds(45));
+  IdOf(kRootNode, "a");
+  EXPECT_EQ(indexed->list_calls(), 1u);
+  EXPECT_EQ(Lists(), 0u);
+  clock.Advance(absl::Seconds(14));
+  tree->RefreshDue();
+  EXPECT_EQ(indexed->list_calls(), 1u);
+  clock.Advance(absl::Seconds(1));
+  tree->RefreshDue();
+  EXPECT_EQ(indexed->list_calls(), 2u);
+}
+
+TEST_F(IndexedTreeTest, AnIndexOfFiveSixthsOfTheIntervalIsTooOld) {
+  Start();
+  indexed->SetAge(absl::Seconds(51));
+  IdOf(kRootNode, "a");
+  EXPECT_EQ(Lists(), 1u);
+  // From the store, and so due a whole interval later.
+  indexed->SetAge(absl::Seconds(50));
+  clock.Advance(absl::Seconds(59));
+  tree->RefreshDue();
+  EXPECT_EQ(indexed->list_calls(), 0u);
+  clock.Advance(absl::Seconds(1));
+  tree->RefreshDue();
+  EXPECT_EQ(indexed->list_calls(), 1u);
+}
+
+TEST_F(IndexedTreeTest, WithoutRefreshAnIndexMayBeFiftySecondsOld) {
+  options.refresh = absl::InfiniteDuration();
+  Start();
+  store->PutDirectory("", "d");
+  indexed->SetAge(absl::Seconds(51));
+  const NodeId directory = IdOf(kRootNode, "d");
+  EXPECT_EQ(Lists(), 1u);
+  indexed->SetAge(absl::Seconds(50));
+  List(directory);
+  EXPECT_EQ(Lists(), 1u);
+  EXPECT_EQ(indexed->list_calls(), 1u);
+}
+
+TEST_F(IndexedTreeTest, WhoAsksForARefreshIsToldWhatTheStoreHas) {
+  Start();
+  indexed->SetAge(absl::Seconds(1));
+  const NodeId old_node = IdOf(kRootNode, "a");
+  ASSERT_TRUE(tree->Refresh(kRootNode).ok());
+  EXPECT_EQ(Lists(), 1u);
+  EXPECT_NE(IdOf(kRootNode, "a"), old_node);
+}
+
+TEST_F(IndexedTreeTest, ARefreshFromAnIndexUnderWayIsNotEnoughForWhoAsks) {
+  Start();
+  indexed->SetAge(absl::Seconds(1));
+  const NodeId old_node = IdOf(kRootNode, "a");
+  indexed->CloseListGate();
+  clock.Advance(absl::Seconds(60));
+  std::thread background([&] { tree->RefreshDue(); });
+  indexed->AwaitLists(1);
+  std::thread asking([&] { EXPECT_TRUE(tree->Refresh(kRootNode).ok()); });
+  indexed->OpenGates();
+  asking.join();
+  background.join();
+  EXPECT_EQ(Lists(), 1u);
+  EXPECT_NE(IdOf(kRootNode, "a"), old_node);
 }
 
 TEST_F(TreeRefreshTest, ListingTakesAtMostATwentiethOfTheTime) {
