@@ -53,6 +53,11 @@ uint64_t BufferBudget(uint64_t limit) {
   return limit - std::max<uint64_t>(16 * base::kMiB, limit / 8);
 }
 
+// The indexes of the sources of a mount with workers, all together; 55 bytes for an object of S3.
+uint64_t IndexBudget(const options::MountOptions& options) {
+  return options.workers.empty() ? 0 : options.memory_limit_bytes / 8;
+}
+
 vfs::Profile ProfileOf(options::Profile profile) {
   switch (profile) {
     case options::Profile::kSmallFiles:
@@ -71,6 +76,8 @@ void CollectWorkers(const pool::Pool& workers, metrics::SampleSink& sink) {
   sink.Add(metrics::kPoolBytes, {"store"}, static_cast<double>(stats.bytes_through_store));
   sink.Add(metrics::kPoolBytes, {"short_circuit"}, static_cast<double>(stats.bytes_short_circuit));
   sink.Add(metrics::kPoolBypassed, {}, static_cast<double>(stats.bypassed));
+  sink.Add(metrics::kPoolNames, {"index"}, static_cast<double>(stats.names_from_index));
+  sink.Add(metrics::kPoolNames, {"store"}, static_cast<double>(stats.names_from_store));
   sink.Add(metrics::kPoolFaults, {"damaged"}, static_cast<double>(stats.damaged_frames));
   sink.Add(metrics::kPoolFaults, {"call"},
            static_cast<double>(stats.faults - std::min(stats.faults, stats.damaged_frames)));
@@ -169,6 +176,8 @@ absl::Status Daemon::OpenWorkers() {
   options.certificate = options_.worker_certificate;
   options.key = options_.worker_key;
   options.authority = options_.worker_authority;
+  options.index_refresh = options_.refresh;
+  options.index_bytes_max = IndexBudget(options_) / options_.sources.size();
   ASSIGN_OR_RETURN(workers_, pool::Pool::Create(options));
   return absl::OkStatus();
 }
@@ -239,7 +248,8 @@ absl::Status Daemon::OpenCache(size_t descriptors) {
                                                        file_io_.get(), base::RealClock());
   }
 
-  pool_ = std::make_unique<fetch::BufferPool>(BufferBudget(options_.memory_limit_bytes));
+  pool_ = std::make_unique<fetch::BufferPool>(
+      BufferBudget(options_.memory_limit_bytes - IndexBudget(options_)));
   memory_ = std::make_unique<fetch::MemoryCache>(pool_.get());
   queue_ =
       std::make_unique<fetch::FetchQueue>(static_cast<size_t>(options_.connections), pool_.get(),
@@ -315,9 +325,12 @@ absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
 
 void Daemon::ChooseProfileFromSample() {
   std::vector<store::Entry> sample;
+  store::CallOptions call;
+  call.timeout = kSampleTimeout;
+  call.age_max = absl::Hours(1);  // Sizes of most files do not change.
   for (const store::OpenedSource& source : sources_) {
     absl::StatusOr<std::vector<store::Entry>> part =
-        source.store->Sample(kSampleSize / sources_.size() + 1, {.timeout = kSampleTimeout});
+        source.store->Sample(kSampleSize / sources_.size() + 1, call);
     if (!part.ok()) {
       base::Log(base::Severity::kWarning, "no sample of the source; its files count as large",
                 {{"source", source.source.url}, {"cause", part.status().ToString()}});

@@ -53,6 +53,7 @@ CollectorHandle Fill(Metrics* metrics) {
     sink.Add(kCacheEvictions, {"ssd:/c", "quota"}, 2);
     sink.Add(kPoolBytes, {"worker"}, 7);
     sink.Add(kPoolBypassed, {}, 1);
+    sink.Add(kPoolNames, {"index"}, 1);
     sink.Add(kPoolFaults, {"call"}, 1);
     sink.Add(kPoolMembers, {"answers"}, 3);
     Histogram::Snapshot pauses = {};
