@@ -9,6 +9,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build"
 MILLRACE = BUILD / "bin" / "millrace"
 LIMITER = BUILD / "bin" / "bench-limiter"
+INDEX = BUILD / "bin" / "bench-index"
 STORE_LIMIT = BUILD / "bin" / "bench-store-limit"
 FIO_JOBS = REPOSITORY / "bench" / "fio"
 # Longer than any single measurement on a slow machine; a hung mount must not hang the benchmark.

@@ -80,6 +80,10 @@ def ratio(label, unit, values, reference, at_least):
     return Check(label, unit, values, at_least, AT_LEAST, reference)
 
 
+def at_least(label, unit, values, limit):
+    return Check(label, unit, values, limit, AT_LEAST)
+
+
 def at_most(label, unit, values, limit):
     return Check(label, unit, values, limit, AT_MOST)
 
