@@ -18,7 +18,7 @@ Commands:
   warm MOUNTPOINT [PATH...]     load data into the cache before it is needed
   evict MOUNTPOINT [PATH...]    drop data from the cache
   upgrade [MOUNTPOINT...]       replace the daemons of mounts with the installed version, in use
-  worker status|drain|evict     what cache workers do, and how they leave
+  worker status|drain|load|...  what cache workers have, and how they leave
   bench epoch|read|stat|...     load generators, against any directory
   version                       print the version
   help [COMMAND]                print this text, or that of a command

@@ -1,12 +1,10 @@
 // millrace warm: loads data into the cache before somebody waits for it.
-#include <unistd.h>
-
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/mount_lookup.h"
-#include "cli/progress_bar.h"
+#include "cli/progress_reporter.h"
 #include "cli/table.h"
 #include "cli/terminal.h"
 #include "common/base/clock.h"
@@ -19,10 +17,6 @@
 namespace millrace::cli {
 namespace {
 
-// Between two plain lines: a log shall show that it goes on, not be filled.
-constexpr absl::Duration kPlainInterval = absl::Seconds(5);
-constexpr absl::Duration kJsonInterval = absl::Seconds(1);
-
 base::HelpText Help() {
   return {
       .usage = "millrace warm [OPTION...] MOUNTPOINT [PATH...]",
@@ -34,32 +28,6 @@ base::HelpText Help() {
                    "millrace warm --json /data"},
       .notes = "Exit status: 0 all is in the cache; 1 some is not; 2 wrong usage."};
 }
-
-// Shows the lines of progress in the way standard output asks for.
-class Reporter {
- public:
-  explicit Reporter(bool json) : json_(json) {}
-
-  void Show(const base::Json& line) {
-    const control::WarmProgress progress = control::WarmProgressFromJson(line);
-    if (!json_ && line_.enabled()) {
-      line_.Show(ProgressLine(progress, "files", TerminalColumns(STDOUT_FILENO) - 1));
-      return;
-    }
-    const absl::Duration now = base::RealClock()->Monotonic();
-    if (now - last_ < (json_ ? kJsonInterval : kPlainInterval)) return;
-    last_ = now;
-    printf("%s\n", json_ ? base::JsonLine(line).c_str() : ProgressText(progress, "files").c_str());
-    fflush(stdout);
-  }
-
-  void Clear() { line_.Clear(); }
-
- private:
-  const bool json_;
-  StatusLine line_{STDOUT_FILENO};
-  absl::Duration last_ = base::RealClock()->Monotonic();
-};
 
 absl::Status Verdict(const control::WarmProgress& result) {
   if (result.files_failed > 0) {
@@ -89,11 +57,11 @@ absl::Status Warm(const std::string& mountpoint, const Arguments& paths, bool js
   options.cancelled = &Interrupted();
   // Names are counted before the first line of progress: minutes, in a store of many millions.
   options.line_timeout = absl::Minutes(30);
-  Reporter reporter(json);
+  ProgressReporter reporter(json, "files");
   const absl::Duration start = base::RealClock()->Monotonic();
-  const absl::StatusOr<base::Json> answer =
-      control::Call(mount.paths.socket(), control::ToJson(request), options,
-                    [&](const base::Json& line) { reporter.Show(line); });
+  const absl::StatusOr<base::Json> answer = control::Call(
+      mount.paths.socket(), control::ToJson(request), options,
+      [&](const base::Json& line) { reporter.Show(control::WarmProgressFromJson(line), line); });
   reporter.Clear();
   if (absl::IsCancelled(answer.status())) {
     return absl::CancelledError("cancelled; what was loaded so far stays in the cache");

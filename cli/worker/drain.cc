@@ -1,10 +1,9 @@
 // millrace worker drain: hands what a worker has to those who own it once it has left.
-#include <unistd.h>
-
+#include <algorithm>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
-#include "cli/progress_bar.h"
+#include "cli/progress_reporter.h"
 #include "cli/table.h"
 #include "cli/terminal.h"
 #include "cli/worker/connection.h"
@@ -18,9 +17,6 @@
 namespace millrace::cli {
 namespace {
 
-// Between two plain lines, as of `millrace warm`.
-constexpr absl::Duration kPlainInterval = absl::Seconds(5);
-constexpr absl::Duration kJsonInterval = absl::Seconds(1);
 // A worker reports at least every half second, and may have a slow disk to look through first.
 constexpr absl::Duration kSilenceMax = absl::Minutes(1);
 
@@ -47,32 +43,6 @@ base::HelpText Help() {
               "store); 2 wrong usage."};
 }
 
-class Reporter {
- public:
-  explicit Reporter(bool json) : json_(json) {}
-
-  void Show(const proto::DrainProgress& progress) {
-    const control::WarmProgress bar = BarOf(progress);
-    if (!json_ && line_.enabled()) {
-      line_.Show(ProgressLine(bar, "extents", TerminalColumns(STDOUT_FILENO) - 1));
-      return;
-    }
-    const absl::Duration now = base::RealClock()->Monotonic();
-    if (now - last_ < (json_ ? kJsonInterval : kPlainInterval)) return;
-    last_ = now;
-    printf("%s\n",
-           json_ ? base::JsonLine(ToJson(progress)).c_str() : ProgressText(bar, "extents").c_str());
-    fflush(stdout);
-  }
-
-  void Clear() { line_.Clear(); }
-
- private:
-  const bool json_;
-  StatusLine line_{STDOUT_FILENO};
-  absl::Duration last_ = base::RealClock()->Monotonic();
-};
-
 absl::Status Verdict(const proto::DrainProgress& result) {
   if (result.extents_failed == 0) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat(
@@ -95,13 +65,13 @@ absl::Status Drain(const std::string& word, const DrainFlags& flags) {
   options.answer_timeout = std::max(options.answer_timeout, kSilenceMax);
   ASSIGN_OR_RETURN(const std::unique_ptr<proto::WorkerClient> client,
                    proto::WorkerClient::Create(options));
-  Reporter reporter(flags.json);
+  ProgressReporter reporter(flags.json, "extents");
   bool begun = false;
   const absl::Duration start = base::RealClock()->Monotonic();
   const absl::StatusOr<proto::DrainProgress> drained =
       client->Drain(/*watch_only=*/false, [&](const proto::DrainProgress& progress) {
         begun = true;
-        if (flags.wait) reporter.Show(progress);
+        if (flags.wait) reporter.Show(BarOf(progress), ToJson(progress));
         return flags.wait;
       });
   reporter.Clear();

@@ -7,6 +7,7 @@ namespace millrace::cli {
 
 int WorkerStatusMain(const Arguments& arguments);
 int WorkerDrainMain(const Arguments& arguments);
+int WorkerLoadMain(const Arguments& arguments);
 int WorkerEvictMain(const Arguments& arguments);
 
 // `arguments` begin with the command's name.

@@ -14,6 +14,7 @@ Speaks with cache workers on their control port.
 Commands:
   status [ADDRESS...]                  what they hold, serve and see of each other
   drain ADDRESS                        hand over what one has, before it leaves
+  load ADDRESS[,...] SOURCE [PATH...]  load data into their caches, each its share
   evict ADDRESS[,...] SOURCE [PATH...] drop data from their caches
 
 `millrace worker COMMAND --help` explains one of them.
@@ -36,8 +37,9 @@ int WorkerCtlMain(const Arguments& arguments) {
   }
   if (command == "status") return WorkerStatusMain(rest);
   if (command == "drain") return WorkerDrainMain(rest);
+  if (command == "load") return WorkerLoadMain(rest);
   if (command == "evict") return WorkerEvictMain(rest);
-  const std::string nearest = base::Nearest(command, {"status", "drain", "evict"});
+  const std::string nearest = base::Nearest(command, {"status", "drain", "load", "evict"});
   return Report(absl::InvalidArgumentError(
       absl::StrCat("unknown command \"worker ", command, "\"",
                    nearest.empty() ? ";" : absl::StrCat("; did you mean ", nearest, "?"),

@@ -261,4 +261,23 @@ control::WarmProgress BarOf(const proto::DrainProgress& progress) {
   return bar;
 }
 
+control::WarmProgress SumOf(const std::vector<proto::LoadProgress>& shares,
+                            absl::Duration elapsed) {
+  control::WarmProgress sum;
+  sum.total_known = true;
+  for (const proto::LoadProgress& share : shares) {
+    sum.bytes_done += share.bytes_done;
+    sum.bytes_total += share.bytes_total;
+    sum.bytes_refused += share.bytes_refused;
+    sum.files_done += share.files_done;
+    sum.files_total += share.files_total;
+    sum.files_failed += share.files_failed;
+    sum.total_known = sum.total_known && share.total_known;
+    if (!share.last_error.empty()) sum.last_error = share.last_error;
+  }
+  sum.bytes_per_second =
+      static_cast<double>(sum.bytes_done) / std::max(absl::ToDoubleSeconds(elapsed), 0.001);
+  return sum;
+}
+
 }  // namespace millrace::cli

@@ -31,4 +31,7 @@ base::Json ToJson(const proto::DrainProgress& progress);
 // For the line of progress, extents in the place of files.
 control::WarmProgress BarOf(const proto::DrainProgress& progress);
 
+// What several workers have loaded together.
+control::WarmProgress SumOf(const std::vector<proto::LoadProgress>& shares, absl::Duration elapsed);
+
 }  // namespace millrace::cli

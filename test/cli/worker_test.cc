@@ -157,6 +157,16 @@ TEST_F(WorkerCommandTest, DrainWithoutWaitingReturnsAtOnce) {
   EXPECT_TRUE(worker_.draining());
 }
 
+TEST_F(WorkerCommandTest, LoadAsksAllAndSumsTheirShares) {
+  worker_.LetLoadsEnd();
+  const Outcome outcome = Run({"load", address_ + "," + address_, FakeWorker::kSource, "a/"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.error;
+  EXPECT_THAT(outcome.out, HasSubstr("60 B are in the caches of 2 workers"));
+  const Outcome half = Run({"load", "--json", address_ + ",localhost:1", FakeWorker::kSource});
+  EXPECT_EQ(half.exit_code, 1);
+  EXPECT_THAT(half.error, HasSubstr("no worker answers at localhost:1"));
+}
+
 TEST_F(WorkerCommandTest, EvictSumsWhatWasFreed) {
   const Outcome outcome =
       Run({"evict", address_ + "," + address_, FakeWorker::kSource, "ab", "c/"});
@@ -170,14 +180,14 @@ TEST_F(WorkerCommandTest, EvictSumsWhatWasFreed) {
 TEST_F(WorkerCommandTest, WrongUsageIsToldApart) {
   for (const Arguments& arguments :
        {Arguments{"drain"}, Arguments{"drain", "a", "b"}, Arguments{"drain", "a,b"},
-        Arguments{"evict", address_}, Arguments{"status", "unix:/x"},
+        Arguments{"evict", address_}, Arguments{"load", address_}, Arguments{"status", "unix:/x"},
         Arguments{"status", "http://x"}, Arguments{"status", "x:0"}, Arguments{"statsu"},
         Arguments{"status", "--certificate=/x"}, Arguments{"status", "--interval=1ms"},
         Arguments{"status", "--timeout=0s"}}) {
     EXPECT_EQ(Run(arguments).exit_code, 2) << ::testing::PrintToString(arguments);
   }
   EXPECT_EQ(Run({}).exit_code, 2);
-  for (const char* command : {"status", "drain", "evict"}) {
+  for (const char* command : {"status", "drain", "load", "evict"}) {
     const Outcome outcome = Run({command, "--help"});
     EXPECT_EQ(outcome.exit_code, 0);
     EXPECT_THAT(outcome.out, HasSubstr(absl::StrCat("Usage: millrace worker ", command)));
