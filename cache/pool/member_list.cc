@@ -130,6 +130,7 @@ void MemberList::ProbeDue() {
 }
 
 void MemberList::Publish() {
+  base::MutexLock publish_lock(&publish_mutex_);
   std::vector<std::shared_ptr<Member>> all = All();
   std::vector<std::shared_ptr<Member>> known;
   std::vector<proto::Welcome> welcomes;
@@ -181,9 +182,10 @@ std::shared_ptr<const MemberList::View> MemberList::Current(absl::Duration wait)
   return view_;
 }
 
-std::vector<MemberStatus> MemberList::Status() const {
+std::vector<MemberStatus> MemberList::Status() {
   std::vector<MemberStatus> all;
   for (const std::shared_ptr<Member>& member : All()) all.push_back(member->Status());
+  Publish();
   std::sort(all.begin(), all.end(),
             [](const MemberStatus& a, const MemberStatus& b) { return a.address < b.address; });
   return all;

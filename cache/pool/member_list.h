@@ -41,8 +41,9 @@ class MemberList {
   // after the start, and a fifth of a second after the first answer.
   std::shared_ptr<const View> Current(absl::Duration wait);
 
-  // All, by address, those that never answered too.
-  std::vector<MemberStatus> Status() const;
+  // All, by address, those that never answered too. Who is placed by Current from now on is not
+  // older than what this tells.
+  std::vector<MemberStatus> Status();
 
  private:
   void Run();
@@ -58,6 +59,7 @@ class MemberList {
   MemberContext* const context_;
   const absl::Duration born_;
 
+  base::Mutex publish_mutex_;  // Taken before mutex_: a later view never yields to an earlier one.
   mutable base::Mutex mutex_;
   base::CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
