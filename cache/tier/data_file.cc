@@ -92,10 +92,16 @@ bool DataFile::Has(uint64_t offset, uint64_t length) const {
 // --- Writers and eviction -----------------------------------------------------------------------
 
 bool DataFile::BeginWrite() {
-  base::MutexLock lock(&mutex_);
-  if (evicted()) return false;
-  ++writers_;
-  return true;
+  if (!tier_->BeginChange()) return false;
+  {
+    base::MutexLock lock(&mutex_);
+    if (!evicted()) {
+      ++writers_;
+      return true;
+    }
+  }
+  tier_->EndChange();
+  return false;
 }
 
 bool DataFile::LeaveWrite() {
@@ -104,10 +110,12 @@ bool DataFile::LeaveWrite() {
 }
 
 void DataFile::EndWrite() {
-  if (!LeaveWrite()) return;
-  // The eviction may have come before there was anything to open.
-  PinDescriptor();
-  RemoveData();
+  if (LeaveWrite()) {
+    // The eviction may have come before there was anything to open.
+    PinDescriptor();
+    RemoveData();
+  }
+  tier_->EndChange();
 }
 
 uint64_t DataFile::Evict() {
@@ -434,8 +442,9 @@ absl::StatusOr<base::UniqueFd> DataFile::OpenFile(bool* writable) {
     const int flags = (*writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW;
     base::UniqueFd fd(openat(directory(place), name.c_str(), flags));
     if (fd.valid()) {
-      // Evicted and unlinked by now, the name may have been another file's already.
-      if (place_.load() == Place::kNowhere) break;
+      // Evicted and unlinked by now, the name may have been another file's already; handed over,
+      // it may be a successor's, with other holes.
+      if (place_.load() == Place::kNowhere || tier_->handed_over()) break;
       return fd;
     }
     error = errno;
@@ -601,13 +610,19 @@ absl::Status DataFile::Damage(BlockRange range, absl::string_view what) {
 }
 
 bool DataFile::Drop(BlockRange range) {
-  if (!BeginWrite()) return false;
+  const bool recorded = BeginWrite();
+  if (!recorded && evicted()) return false;
   uint64_t freed;
   {
     base::MutexLock layout(&tier_->layout_mutex(id_));
-    freed = DropUnderLock(range);
+    freed = recorded ? DropUnderLock(range) : ClearBlocks(range);
   }
-  EndWrite();
+  if (recorded) {
+    EndWrite();
+  } else {
+    // Handed over: the file is a successor's, but nobody here shall look for the blocks again.
+    GiveBack(freed);
+  }
   if (map_.present() == 0) tier_->environment().host->Discard(*this, EvictReason::kDamaged);
   return freed > 0;
 }
@@ -638,7 +653,7 @@ uint64_t DataFile::ClearBlocks(BlockRange range) {
 
 void DataFile::GiveBack(uint64_t freed) {
   base::MutexLock lock(&mutex_);
-  if (evicted()) return;  // Given back with the rest.
+  if (evicted() || freed == 0) return;  // Given back with the rest.
   SubtractBytes(freed);
   if (complete_.exchange(false)) {
     tier_->counters().files_complete.fetch_sub(1, std::memory_order_relaxed);

@@ -127,7 +127,7 @@ class DataFile final : public CachedFile,
     return (place == Place::kComplete ? source_->complete : source_->partial).get();
   }
 
-  // False if the file is evicted: nothing new is kept.
+  // False if the file is evicted or its tier handed over: nothing new is kept.
   bool BeginWrite();
   void EndWrite();
   // Without the removal: true if the caller has to see to it.

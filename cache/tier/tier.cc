@@ -170,6 +170,8 @@ absl::Status Tier::StartJournal(std::function<void(SnapshotSink)> snapshot) {
 }
 
 absl::Status Tier::HandOver() {
+  handed_over_ = true;
+  while (const uint64_t changes = changes_) changes_.wait(changes);
   const absl::Status status = journal_->Stop();
   lock_.Reset();
   return status;
@@ -203,6 +205,19 @@ TierStats Tier::Stats() const {
   stats.faults_damaged = counters_.faults_damaged;
   stats.refused = counters_.refused;
   return stats;
+}
+
+bool Tier::BeginChange() {
+  // Counted first: whoever hands over sees the count, or this sees that it did.
+  changes_.fetch_add(1);
+  if (!handed_over_) return true;
+  EndChange();
+  return false;
+}
+
+void Tier::EndChange() {
+  changes_.fetch_sub(1);
+  if (handed_over_) changes_.notify_all();
 }
 
 // --- Space --------------------------------------------------------------------------------------

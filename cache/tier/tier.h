@@ -109,7 +109,8 @@ class Tier {
   absl::Status StartJournal(std::function<void(SnapshotSink)> snapshot);
   // Syncs data and journal and writes the clean mark. Nothing may be written after it.
   absl::Status Close();
-  // Writes what is pending of the journal, and nothing afterwards; gives the lock back.
+  // Waits for changes under way, lets no other begin, writes what is pending of the journal, and
+  // gives the lock back.
   absl::Status HandOver();
   // Ends the journal, pending records written. Nothing may use the tier's files after it.
   void Stop() { journal_.reset(); }
@@ -124,6 +125,13 @@ class Tier {
   TierStats Stats() const;
   // REQUIRES: StartJournal was called.
   Journal& journal() { return *journal_; }
+
+  // --- Handing over ---
+  // Between these two, files and names of the tier may change. False once it was handed over: they
+  // are a successor's from then on.
+  bool BeginChange();
+  void EndChange();
+  bool handed_over() const { return handed_over_.load(); }
 
   // --- Space ---
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
@@ -206,6 +214,9 @@ class Tier {
   base::UniqueFd lock_;
   base::UniqueFd sources_directory_;
   Counters counters_;
+
+  std::atomic<uint64_t> changes_{0};  // Under way.
+  std::atomic<bool> handed_over_{false};
 
   std::atomic<uint64_t> used_{0};
   std::atomic<uint64_t> committed_{0};

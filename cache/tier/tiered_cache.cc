@@ -143,6 +143,7 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   std::vector<std::unique_ptr<Tier>> tiers_;  // Constant after OpenTiers. Fastest first.
   FileIndex index_;
 
+  std::atomic<bool> handed_over_{false};
   std::atomic<bool> stop_{false};
   std::atomic<bool> high_water_{false};
   std::atomic<bool> stuck_{false};  // High water, and the last round could not lower it.
@@ -208,6 +209,7 @@ absl::Status TieredCacheOfFiles::Close() {
 }
 
 absl::Status TieredCacheOfFiles::HandOver() {
+  handed_over_ = true;
   StopMaintenance();
   absl::Status first_error;
   for (const auto& tier : tiers_) {
@@ -240,6 +242,7 @@ std::shared_ptr<CachedFile> TieredCacheOfFiles::Find(const FileKey& key) {
 }
 
 std::shared_ptr<CachedFile> TieredCacheOfFiles::FindOrAdmit(const FileKey& key) {
+  if (handed_over_) return Find(key);
   const FilePtr file = index_.Find(key.source, key.path);
   if (file != nullptr) {
     if (file->key().version == key.version && file->key().size == key.size) {
@@ -326,6 +329,7 @@ FilePtr TieredCacheOfFiles::AdmitTo(Tier& tier, const FileKey& key, uint64_t com
 }
 
 uint64_t TieredCacheOfFiles::RoomBytes() const {
+  if (handed_over_) return 0;
   uint64_t room = 0;
   for (const auto& tier : tiers_) {
     if (!tier->usable()) continue;
@@ -380,7 +384,11 @@ bool TieredCacheOfFiles::MakeIdleRoom(Tier& tier, uint64_t bytes, const DataFile
 }
 
 uint64_t TieredCacheOfFiles::EvictFile(DataFile& file, EvictReason reason) {
-  return index_.Remove(file) ? Retire(file, reason) : 0;
+  Tier& tier = file.tier();
+  if (!tier.BeginChange()) return 0;
+  const uint64_t freed = index_.Remove(file) ? Retire(file, reason) : 0;
+  tier.EndChange();
+  return freed;
 }
 
 uint64_t TieredCacheOfFiles::Retire(DataFile& file, EvictReason reason) {
@@ -412,15 +420,16 @@ void TieredCacheOfFiles::Discard(DataFile& file, EvictReason reason) {
 }
 
 uint64_t TieredCacheOfFiles::Evict(absl::string_view source, absl::string_view path_prefix) {
+  if (handed_over_) return 0;
   uint64_t freed = 0;
   index_.ForEach([&](DataFile& file) {
     if (file.key().source != source || !IsBelow(file.key().path, path_prefix)) return;
-    if (index_.Remove(file)) {
-      freed += Retire(file, EvictReason::kUser);
-    } else if (const FilePtr copy = index_.Find(file.key().source, file.key().path)) {
-      // Demoted since it was listed: the copy has its place.
-      freed += EvictFile(*copy, EvictReason::kUser);
-    }
+    const uint64_t bytes = EvictFile(file, EvictReason::kUser);
+    freed += bytes;
+    if (bytes > 0) return;
+    // Demoted since it was listed: the copy has its place.
+    const FilePtr copy = index_.Find(file.key().source, file.key().path);
+    if (copy != nullptr && copy.get() != &file) freed += EvictFile(*copy, EvictReason::kUser);
   });
   return freed;
 }

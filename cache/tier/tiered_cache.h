@@ -225,9 +225,10 @@ class TieredCache {
   // power cut) the journal alone decides.
   virtual absl::Status Close() = 0;
 
-  // Lets a successor open the tiers while this process still runs: writes what is pending, without
-  // a sync, and then nothing more; releases the locks. Afterwards the cache only reads and dies:
-  // what it would still have recorded is lost, as after a SIGKILL.
+  // Lets a successor open the tiers while this process still runs: waits for writes under way,
+  // writes what is pending, without a sync, and releases the locks. Afterwards the cache refuses
+  // all that would change it, and reads only what it has open: a name may be a successor's by then.
+  // What it has no descriptor of is a miss.
   virtual absl::Status HandOver() = 0;
 };
 

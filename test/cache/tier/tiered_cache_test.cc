@@ -294,6 +294,46 @@ TEST_F(TieredCacheTest, OneProcessPerDirectory) {
               HasSubstr(absl::StrCat("in use by process ", getpid())));
 }
 
+// The predecessor of a mount whose old files are still open reads on beside its successor.
+TEST_F(TieredCacheTest, WhatIsHandedOverIsReadAndNotChanged) {
+  Open();
+  const std::shared_ptr<CachedFile> open = Fill(KeyOf("open", 3 * kBlockSize));
+  const std::shared_ptr<CachedFile> closed = Fill(KeyOf("closed", 3 * kBlockSize));
+  const std::shared_ptr<CachedFile> partial = cache_->FindOrAdmit(KeyOf("partial", 4 * kBlockSize));
+  ASSERT_TRUE(PutBlocks(*partial, 0, 2).ok());
+  ASSERT_EQ(Compare(*open), "");  // Small files are written through a descriptor of the moment.
+  ASSERT_TRUE(cache_->HandOver().ok());
+  const std::unique_ptr<TieredCache> predecessor = std::move(cache_);
+  Open();
+
+  EXPECT_EQ(predecessor->FindOrAdmit(KeyOf("new", 5000)), nullptr);
+  EXPECT_EQ(predecessor->FindOrAdmit(KeyOf("open", 3 * kBlockSize, "v2")), nullptr);
+  EXPECT_EQ(predecessor->Evict(kSource, ""), 0u);
+  EXPECT_EQ(predecessor->RoomBytes(), 0u);
+  EXPECT_FALSE(PutBlocks(*partial, 2, 2).ok());
+
+  // The successor evicts everything and makes files of the same names, with holes.
+  EXPECT_EQ(Stats().files, 3u);
+  EXPECT_GT(cache_->Evict(kSource, ""), 0u);
+  std::vector<std::shared_ptr<CachedFile>> successors;
+  for (const char* const name : {"open", "closed"}) {
+    successors.push_back(cache_->FindOrAdmit(KeyOf(name, 3 * kBlockSize)));
+    ASSERT_NE(successors.back(), nullptr);
+    ASSERT_TRUE(PutBlocks(*successors.back(), 0, 1).ok());
+  }
+  EXPECT_EQ(Compare(*open), "");
+  EXPECT_TRUE(open->complete());
+  EXPECT_FALSE(ReadAll(*closed, 0, 3 * kBlockSize).ok());
+  EXPECT_FALSE(closed->Has(0, 1));  // A miss from now on.
+  EXPECT_FALSE(closed->complete());
+  for (const auto& file : successors) EXPECT_EQ(Compare(*file), "");
+  const TierStats before = Stats();
+  EXPECT_EQ(before.files, 2u);
+  Reopen();
+  EXPECT_EQ(Stats().files, 2u);
+  EXPECT_EQ(Stats().used_bytes, before.used_bytes);
+}
+
 TEST_F(TieredCacheTest, RefusesADirectoryThatIsNoCache) {
   const std::string path = directory_.path() + "/home";
   ASSERT_EQ(mkdir(path.c_str(), 0700), 0);
