@@ -30,6 +30,8 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/build/deps/fuse3)
   set(ENV{PKG_CONFIG_PATH} "${MILLRACE_FUSE_PKGCONFIG}:$ENV{PKG_CONFIG_PATH}")
 endif()
 pkg_check_modules(FUSE3 REQUIRED IMPORTED_TARGET fuse3>=3.18)
+# Set by `./dev` in a libfuse with cmake/patches/libfuse-uring.patch.
+pkg_get_variable(MILLRACE_FUSE_URING fuse3 millrace_uring)
 if(MILLRACE_TESTS)
   find_package(GTest REQUIRED)
 endif()

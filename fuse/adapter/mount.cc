@@ -358,6 +358,9 @@ void FuseMount::Init(fuse_conn_info* connection) {
   // Without it a shared mapping of a file that is read directly would be refused.
   features_.direct = fuse_set_feature_flag(connection, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
   features_.uring = options_.uring && fuse_get_feature_flag(connection, FUSE_CAP_OVER_IO_URING);
+  if (options_.uring && !features_.uring) {
+    base::Log(base::Severity::kWarning, "the kernel offers no io_uring transport any more");
+  }
   if (features_.passthrough) connection->max_backing_stack_depth = options_.backing_stack_depth;
   vfs_ = make_vfs_(features_.passthrough ? from_.backing : nullptr, features_);
   vfs_->tree().SetInvalidator(this);
@@ -776,6 +779,14 @@ FuseMount::~FuseMount() {
 }
 
 }  // namespace
+
+bool HasUring() {
+#ifdef MILLRACE_FUSE_URING
+  return true;
+#else
+  return false;
+#endif
+}
 
 absl::StatusOr<std::unique_ptr<Mount>> Mount::Create(const MountOptions& options, Session session,
                                                      MakeVfs make_vfs,

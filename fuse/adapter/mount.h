@@ -41,8 +41,8 @@ struct MountOptions {
   // How long the kernel may believe that a name does not exist. Names that exist are believed
   // until the tree says otherwise.
   absl::Duration negative_timeout = absl::Seconds(60);
-  // Requests come through io_uring, where the kernel allows it. They die with this process, and
-  // Detach cannot keep new ones from it: whoever asks for this must end the connection afterwards.
+  // Requests come through io_uring, where the kernel allows it. They die with this process, and no
+  // successor can take the session over: it must end with this process.
   bool uring = false;
 };
 
@@ -55,6 +55,10 @@ struct Session {
   absl::AnyInvocable<absl::Status(absl::string_view init)> save_init;
   vfs::BackingFiles* backing = nullptr;  // Null: no passthrough. Must outlive the mount.
 };
+
+// Whether MountOptions::uring may be asked for: libfuse 3.18 as it was released loses requests that
+// are answered by another thread than the ring's (its issue 1443), as most slow ones are here.
+bool HasUring();
 
 // The requests counted, by the "op" label of millrace_fuse_requests_total.
 inline constexpr std::array<const char*, 12> kOperations = {
@@ -103,7 +107,7 @@ class Mount {
   // Hands the session over to a successor: takes no more requests, waits up to `timeout` until
   // those it took are answered, and lets go of device and ledger. Nothing that this process does
   // afterwards reaches the kernel or the successor. Ends Wait. False when requests were left; the
-  // successor gets them sent again.
+  // successor gets them sent again. REQUIRES: not features().uring.
   virtual bool Detach(absl::Duration timeout) = 0;
 };
 
