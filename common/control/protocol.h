@@ -90,8 +90,10 @@ struct KeeperStatus {
   bool alive = false;
   std::map<std::string, uint64_t> takeovers;  // By cause: signal, exit, oom, hang, upgrade.
   double last_pause_seconds = 0;              // The last of them left the mount without a daemon.
-  uint64_t sessions_lost = 0;  // Mounts here that were given up: both processes had been killed.
-  std::string crash_loop;      // Why no daemon is started any more; empty: one serves.
+  // Mounts here that were given up: both processes had been killed, or with the io_uring transport
+  // the daemon.
+  uint64_t sessions_lost = 0;
+  std::string crash_loop;  // Why no daemon is started any more; empty: one serves.
 };
 
 // One cache worker as the mount sees it.

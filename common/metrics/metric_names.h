@@ -153,9 +153,10 @@ inline constexpr MetricInfo kTakeovers = {
 inline constexpr MetricInfo kTakeoverSeconds = {
     "millrace_session_takeover_seconds", MetricKind::kHistogram,
     "Time a mount was without a daemon during a take-over."};
-inline constexpr MetricInfo kSessionsLost = {
-    "millrace_sessions_lost_total", MetricKind::kCounter,
-    "Mounts at this mountpoint that were given up, because keeper and daemon had both died."};
+inline constexpr MetricInfo kSessionsLost = {"millrace_sessions_lost_total", MetricKind::kCounter,
+                                             "Mounts at this mountpoint that were given up, "
+                                             "because keeper and daemon had both died, or with "
+                                             "the io_uring transport the daemon."};
 inline constexpr MetricInfo kFuseRequests = {"millrace_fuse_requests_total",
                                              MetricKind::kCounter,
                                              "Requests from the kernel, by operation.",

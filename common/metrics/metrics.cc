@@ -346,6 +346,8 @@ void Metrics::SetReady() {
   if (server_ != nullptr) server_->exposer.RegisterCollectable(server_->health, "/readyz");
 }
 
+void Metrics::StopServing() { server_.reset(); }
+
 int Metrics::port() const { return server_ == nullptr ? 0 : server_->port; }
 
 std::string Metrics::Page() const {

@@ -143,6 +143,8 @@ class Metrics {
   // From now on /readyz answers as /healthz does: the process does its work. Until then it is an
   // unknown page. Once, after Serve.
   void SetReady();
+  // Frees the address. Serve may be called again.
+  void StopServing();
   // The port it serves on; 0 when it does not.
   int port() const;
 
@@ -171,7 +173,7 @@ class Metrics {
   uint64_t next_collector_ ABSL_GUARDED_BY(collect_mutex_) = 1;
 
   const std::shared_ptr<Collector> collector_;
-  std::unique_ptr<Server> server_;  // Set once by Serve.
+  std::unique_ptr<Server> server_;  // From Serve to StopServing, which the caller keeps apart.
 };
 
 }  // namespace millrace::metrics

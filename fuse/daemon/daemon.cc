@@ -96,6 +96,12 @@ void CollectWorkers(const pool::Pool& workers, metrics::SampleSink& sink) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Open(const options::MountOptions& options,
                                                      keeper::Custody* custody) {
+  if (options.transport == options::Transport::kUring && !adapter::HasUring()) {
+    return absl::FailedPreconditionError(
+        "--fuse-transport=uring: the libfuse that this program was built with loses requests; "
+        "build "
+        "it with ./dev, which mends that, or leave the option out");
+  }
   std::unique_ptr<Daemon> daemon(new Daemon(options, custody));
   daemon->metrics_ = std::make_unique<metrics::Metrics>(base::kVersion);
   daemon->metrics_wanted_ = !options.metrics_address.empty();
@@ -155,10 +161,17 @@ void Daemon::Note(bool* event) {
 }
 
 void Daemon::Stop() {
-  if (custody_->EndMount().ok()) return;  // What follows comes from the keeper.
-  base::Log(base::Severity::kWarning,
-            "ending without a keeper: the mount stays, dead; take it away with millrace umount",
-            {{"mountpoint", options_.mountpoint}});
+  bool lingers;
+  {
+    base::MutexLock lock(&stop_mutex_);
+    lingers = lingers_;
+  }
+  if (!lingers) {
+    if (custody_->EndMount().ok()) return;  // What follows comes from the keeper.
+    base::Log(base::Severity::kWarning,
+              "ending without a keeper: the mount stays, dead; take it away with millrace umount",
+              {{"mountpoint", options_.mountpoint}});
+  }
   base::MutexLock lock(&stop_mutex_);
   if (serving_) {
     finish_ = true;
@@ -278,6 +291,7 @@ absl::Status Daemon::TakeMount(base::UniqueFd device, bool can_back) {
   mount.directory_mode = options_.dir_mode;
   // A mount without OPEN cannot use it.
   mount.passthrough = options_.passthrough && options_.profile != options::Profile::kSmallFiles;
+  mount.uring = options_.transport == options::Transport::kUring;
   mount.negative_timeout = std::min(options_.refresh, absl::Seconds(60));
   for (const tier::TierOptions& option : options_.tiers) {
     if (OnOverlayfs(option.path)) mount.backing_stack_depth = 2;
@@ -351,13 +365,20 @@ void Daemon::Maintain() {
     bool finish;
     {
       base::MutexLock lock(&stop_mutex_);
-      if (!stopping_ && !drain_ && !finish_) stop_.WaitFor(&stop_mutex_, absl::Seconds(1));
+      const bool drain_now = drain_ && !drained_;
+      if (!stopping_ && !drain_now && !finish_ && !ended_) {
+        stop_.WaitFor(&stop_mutex_, absl::Seconds(1));
+      }
       if (stopping_) return;
-      drain = drain_;
+      drain = drain_ && !std::exchange(drained_, drain_);
+      if (ended_ && !drain) return;
       finish = finish_;
     }
     // Here and not in the custody's thread, which answers those who are waited for.
-    if (drain) return HandOver();
+    if (drain) {
+      HandOver();
+      continue;
+    }
     if (finish) return mount_->Stop();
     ServeMetrics();
     pool_->Trim();
@@ -380,14 +401,24 @@ void Daemon::ServeMetrics() {
 }
 
 void Daemon::HandOver() {
-  mount_->Detach(kDetachTimeout);
-  // What a fetch has brought so far is in the cache.
-  queue_->Stop();
+  const bool lingers = options_.transport == options::Transport::kUring;
+  if (lingers) {
+    base::Log(base::Severity::kInfo, "serving on what is open; a successor serves the mount");
+    control_->Stop();
+    metrics_wanted_ = false;
+    metrics_->StopServing();
+    base::MutexLock lock(&stop_mutex_);
+    lingers_ = true;
+  } else {
+    mount_->Detach(kDetachTimeout);
+    // What a fetch has brought so far is in the cache.
+    queue_->Stop();
+  }
   if (const absl::Status status = cache_->HandOver(); !status.ok()) {
     base::Log(base::Severity::kWarning, "the cache was not written out for the successor",
               {{"cause", status.ToString()}});
   }
-  custody_->Drained();
+  custody_->Drained(lingers);
 }
 
 absl::StatusOr<Daemon::Ended> Daemon::Run() {
@@ -396,6 +427,8 @@ absl::StatusOr<Daemon::Ended> Daemon::Run() {
   {
     base::MutexLock lock(&stop_mutex_);
     drained = drain_;
+    ended_ = drained;
+    stop_.NotifyAll();
   }
   if (drained) {
     maintenance_.join();
@@ -409,14 +442,14 @@ absl::StatusOr<Daemon::Ended> Daemon::Run() {
 }
 
 void Daemon::EndThreads() {
-  if (control_ != nullptr) control_->Stop();
-  if (rates_ != nullptr) rates_->Stop();
   {
     base::MutexLock lock(&stop_mutex_);
     stopping_ = true;
     stop_.NotifyAll();
   }
   if (maintenance_.joinable()) maintenance_.join();
+  if (control_ != nullptr) control_->Stop();
+  if (rates_ != nullptr) rates_->Stop();
   if (mount_ != nullptr) {
     mount_->Stop();
     mount_->Wait();
@@ -451,6 +484,11 @@ control::ReadySummary Daemon::Summary() const {
                                             : options_.profile == options::Profile::kSmallFiles
                                                 ? "not with --profile small-files"
                                                 : "no: it needs Linux 6.9 and root");
+  if (options_.transport == options::Transport::kUring) {
+    summary.facts.emplace_back("requests", features.uring
+                                               ? "by io_uring: open files do not survive a crash"
+                                               : "from the device: io_uring was refused");
+  }
   summary.facts.emplace_back("cache reads", io_name_);
   if (!custody_->identity().empty()) summary.facts.emplace_back("runs as", custody_->identity());
   summary.facts.emplace_back(

@@ -58,7 +58,7 @@ class Daemon : private keeper::CustodyEvents {
 
   enum class Ended {
     kUnmounted,   // By anybody, or after Stop. The cache is written back and closed.
-    kHandedOver,  // A successor serves, and has the cache: exit at once.
+    kHandedOver,  // A successor has mount and cache: exit at once.
   };
   // Returns when this process has nothing more to do. It should then exit: reads of a mount taken
   // away by force may still be on their way, and end with it.
@@ -125,8 +125,12 @@ class Daemon : private keeper::CustodyEvents {
   bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;
   bool serving_ ABSL_GUARDED_BY(stop_mutex_) = false;  // mount_ is set.
   bool drain_ ABSL_GUARDED_BY(stop_mutex_) = false;    // The keeper asked for it.
-  bool finish_ ABSL_GUARDED_BY(stop_mutex_) = false;   // Likewise.
-  bool metrics_wanted_ = false;                        // The address may be a predecessor's still.
+  bool drained_ ABSL_GUARDED_BY(stop_mutex_) = false;  // Done, or about to be.
+  // Handed over, but for what is open of this session, which ends by itself.
+  bool lingers_ ABSL_GUARDED_BY(stop_mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(stop_mutex_) = false;   // The session, after it was handed over.
+  bool finish_ ABSL_GUARDED_BY(stop_mutex_) = false;  // Likewise.
+  bool metrics_wanted_ = false;                       // The address may be a predecessor's still.
   std::thread maintenance_;
   metrics::CollectorHandle collector_;
   std::unique_ptr<metrics::RateSampler> rates_;

@@ -119,15 +119,16 @@ int Run(const std::vector<std::string>& arguments) {
     base::Log(base::Severity::kError, "the cache was not closed cleanly",
               {{"cause", ended.status().ToString()}});
   }
+  const bool handed_over = ended.ok() && *ended == Daemon::Ended::kHandedOver;
   // Without a keeper this process is the last of the mount.
-  if (!custody.has_keeper()) {
+  if (!handed_over && !custody.has_keeper()) {
     control::RunDirectory::Inherit(options.mountpoint, base::UniqueFd()).Clear();
   }
   // Threads may still hold answers to requests that nobody waits for any more; everything that
   // must outlive the process is on disk.
   std::fflush(nullptr);
   if (!ended.ok()) _exit(1);
-  _exit(*ended == Daemon::Ended::kHandedOver ? keeper::kExitDrained : 0);
+  _exit(handed_over ? keeper::kExitDrained : 0);
 }
 
 }  // namespace

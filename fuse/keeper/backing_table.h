@@ -23,6 +23,8 @@ class BackingTable {
 
   // An id registered by a keeper before this one.
   void Adopt(uint64_t node, int id) { ids_[node] = id; }
+  // The connection of all of them ended, and took them with it.
+  void Forget() { ids_.clear(); }
   size_t size() const { return ids_.size(); }
 
  private:

@@ -121,7 +121,7 @@ absl::StatusOr<Message> Custody::Ask(Frame frame, absl::Span<const int> descript
   std::shared_ptr<base::UniqueFd> socket;
   {
     base::MutexLock lock(&mutex_);
-    if (socket_ == nullptr) return NoKeeper();
+    if (socket_ == nullptr || lingers_) return NoKeeper();
     socket = socket_;
     frame.serial = next_serial_++;
     calls_[frame.serial] = &call;
@@ -196,7 +196,15 @@ void Custody::BackingClose(uint64_t node) { (void)Tell(FrameType::kBackingClose,
 
 absl::Status Custody::EndMount() { return Tell(FrameType::kEndMount); }
 void Custody::Leaving() { (void)Tell(FrameType::kLeaving); }
-void Custody::Drained() { (void)Tell(FrameType::kDrained); }
+void Custody::Drained(bool lingers) {
+  if (lingers) {
+    base::MutexLock lock(&mutex_);
+    lingers_ = true;
+    // The run directory's lock among them: it must not outlive keeper and successor.
+    mount_ = {};
+  }
+  (void)Tell(FrameType::kDrained, lingers ? kLingers : 0);
+}
 void Custody::Refused(absl::string_view why) { (void)Tell(FrameType::kRefused, 0, why); }
 
 void Custody::Listen(CustodyEvents* events) {
@@ -225,7 +233,7 @@ bool Custody::ReadOne() {
     if (stopping_) return false;
     socket = socket_;
     // Only who serves can be adopted.
-    if (events_ != nullptr && socket == nullptr) adoption = mount_.adoption.get();
+    if (events_ != nullptr && socket == nullptr && !lingers_) adoption = mount_.adoption.get();
   }
   // A negative descriptor is passed over.
   pollfd waited[3] = {{wakeup_.get(), POLLIN, 0},
@@ -280,10 +288,12 @@ void Custody::TellEvents() {
 }
 
 void Custody::LoseKeeper() {
-  base::Log(base::Severity::kError,
-            "the keeper of this mount is gone; serving on, but nobody would replace this process. "
-            "A new one takes over with: millrace upgrade");
   base::MutexLock lock(&mutex_);
+  if (!lingers_) {
+    base::Log(base::Severity::kError,
+              "the keeper of this mount is gone; serving on, but nobody would replace this "
+              "process. A new one takes over with: millrace upgrade");
+  }
   socket_.reset();
   changed_.NotifyAll();
 }

@@ -48,7 +48,8 @@ struct Grant {
 class CustodyEvents {
  public:
   virtual ~CustodyEvents() = default;
-  // Hand the session over to a successor, then call Drained and exit with kExitDrained.
+  // Hand over to a successor, then call Drained and exit with kExitDrained: at once, or when the
+  // session that nobody can take over has ended.
   virtual void OnDrain() = 0;
   // Stop serving, close the cache, exit.
   virtual void OnFinish() = 0;
@@ -88,14 +89,16 @@ class Custody {
   void Listen(CustodyEvents* events);
 
   // The kernel's id of the file behind `fd` as the backing file of `node`: the one that the node
-  // has already, if it has one.
+  // has already, if it has one. Unavailable without a keeper, or once there is a successor.
   absl::StatusOr<int> BackingOpen(uint64_t node, int fd);
   void BackingClose(uint64_t node);
 
   // Asks for the unmount, which then ends the session. Unavailable without a keeper.
   absl::Status EndMount();
   void Leaving();
-  void Drained();
+  // `lingers`: this daemon serves on what is open of its session, while a successor serves another
+  // one. It has nothing more to do with the keeper, nor takes another.
+  void Drained(bool lingers);
   void Refused(absl::string_view why);
 
   bool has_keeper() const;
@@ -133,6 +136,7 @@ class Custody {
   MountDescriptors mount_ ABSL_GUARDED_BY(mutex_);
   bool go_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool lingers_ ABSL_GUARDED_BY(mutex_) = false;
   bool drain_ ABSL_GUARDED_BY(mutex_) = false;
   bool finish_ ABSL_GUARDED_BY(mutex_) = false;
   CustodyEvents* events_ ABSL_GUARDED_BY(mutex_) = nullptr;

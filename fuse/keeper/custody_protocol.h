@@ -12,7 +12,7 @@
 //   Leaving                                             the mount is gone, and it ends
 //   Refused(why)                                        it cannot serve, and ends
 //                                <- Drain               hand over to a successor…
-//   Drained                                             …done: device and cache are free
+//   Drained(flags)                                      …done: cache and, mostly, device are free
 //                                <- Finish              stop serving and end
 //
 // A keeper that adopts a daemon whose keeper died connects to the daemon's adoption socket:
@@ -69,10 +69,11 @@ enum class FrameType : uint32_t {
   kBacking,
 };
 
-// Flags of Welcome, Grant and Session.
-inline constexpr uint64_t kTakeOver = 1 << 0;  // INIT was answered by a predecessor.
+// Flags of Welcome, Grant, Drained and Session.
+inline constexpr uint64_t kTakeOver = 1 << 0;  // The mount was served by a predecessor.
 inline constexpr uint64_t kStandby = 1 << 1;   // Wait for Go before the cache is opened.
 inline constexpr uint64_t kCanBack = 1 << 2;   // The keeper may register files for passthrough.
+inline constexpr uint64_t kLingers = 1 << 3;   // It serves on what is open of its session.
 
 struct Frame {
   static constexpr uint32_t kMagic = 0x6b6c696d;

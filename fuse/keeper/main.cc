@@ -81,6 +81,7 @@ absl::StatusOr<SessionOptions> ToSession(const options::MountOptions& options, i
   session.oom_score_adj = oom_score_adj;
   session.limits.crashes_max = static_cast<size_t>(options.crash_limit);
   session.hang_deadline = options.hang_deadline;
+  session.uring = options.transport == options::Transport::kUring;
   return session;
 }
 

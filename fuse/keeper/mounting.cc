@@ -24,6 +24,7 @@
 #include "common/base/errno_status.h"
 #include "common/base/mutex.h"
 #include "common/base/status_macros.h"
+#include "common/base/unmount.h"
 
 extern char** environ;
 
@@ -35,13 +36,16 @@ constexpr char kDevice[] = "/dev/fuse";
 constexpr char kCommunication[] = "_FUSE_COMMFD=3";
 constexpr int kCommunicationFd = 3;
 
+// include/uapi/linux/mount.h of Linux 6.5, which Debian 12's headers do not have yet.
+constexpr unsigned kMoveBeneath = 0x200;
+
 // Who may do what: the part of a mount's options that root's mount and fusermount3 share.
 std::string Permissions(const MountRequest& request) {
   return absl::StrCat(request.check_permissions ? ",default_permissions" : "",
                       request.allow_other ? ",allow_other" : "");
 }
 
-absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
+absl::StatusOr<base::UniqueFd> OpenDevice() {
   base::UniqueFd device(open(kDevice, O_RDWR | O_CLOEXEC));
   if (!device.valid()) {
     return base::ErrnoStatus(
@@ -49,11 +53,43 @@ absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
         absl::StrCat("cannot open ", kDevice,
                      " (is the module fuse loaded, and the device given to this container?)"));
   }
+  return device;
+}
+
+absl::StatusOr<base::UniqueFd> MountAsRoot(const MountRequest& request) {
+  ASSIGN_OR_RETURN(base::UniqueFd device, OpenDevice());
   const std::string data = absl::StrCat("fd=", device.get(), ",rootmode=40000,user_id=", geteuid(),
                                         ",group_id=", getegid(), Permissions(request));
   if (mount(request.source_text.c_str(), request.mountpoint.c_str(), base::kMillraceFsType,
             MS_RDONLY | MS_NOSUID | MS_NODEV, data.c_str()) != 0) {
     return base::ErrnoStatus(errno, absl::StrCat("mount on ", request.mountpoint));
+  }
+  return device;
+}
+
+// The same mount, but beneath the one that is on top there.
+absl::StatusOr<base::UniqueFd> MountBeneath(const MountRequest& request) {
+  ASSIGN_OR_RETURN(base::UniqueFd device, OpenDevice());
+  const base::UniqueFd context(fsopen("fuse", FSOPEN_CLOEXEC));
+  const auto set = [&](const char* key, const std::string& value) {
+    return fsconfig(context.get(), FSCONFIG_SET_STRING, key, value.c_str(), 0) == 0;
+  };
+  const auto flag = [&](const char* key) {
+    return fsconfig(context.get(), FSCONFIG_SET_FLAG, key, nullptr, 0) == 0;
+  };
+  const bool made = context.valid() && set("source", request.source_text) &&
+                    set("subtype", "millrace") && set("fd", absl::StrCat(device.get())) &&
+                    set("rootmode", "40000") && set("user_id", absl::StrCat(geteuid())) &&
+                    set("group_id", absl::StrCat(getegid())) &&
+                    (!request.check_permissions || flag("default_permissions")) &&
+                    (!request.allow_other || flag("allow_other")) && flag("ro") &&
+                    fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0;
+  if (!made) return base::ErrnoStatus(errno, "making a mount");
+  const base::UniqueFd mounted(fsmount(context.get(), FSMOUNT_CLOEXEC,
+                                       MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV));
+  if (!mounted.valid() || move_mount(mounted.get(), "", AT_FDCWD, request.mountpoint.c_str(),
+                                     MOVE_MOUNT_F_EMPTY_PATH | kMoveBeneath) != 0) {
+    return base::ErrnoStatus(errno, absl::StrCat("mount beneath ", request.mountpoint));
   }
   return device;
 }
@@ -136,6 +172,18 @@ std::string FusermountOptions(const MountRequest& request) {
 
 absl::StatusOr<base::UniqueFd> MountFuse(const MountRequest& request) {
   return geteuid() == 0 ? MountAsRoot(request) : MountWithFusermount(request);
+}
+
+absl::StatusOr<base::UniqueFd> ReplaceFuse(const MountRequest& request) {
+  if (geteuid() == 0) {
+    absl::StatusOr<base::UniqueFd> device = MountBeneath(request);
+    if (device.ok()) {
+      RETURN_IF_ERROR(base::Unmount(request.mountpoint, /*lazy=*/true));
+      return device;
+    }
+  }
+  RETURN_IF_ERROR(base::Unmount(request.mountpoint, /*lazy=*/true));
+  return MountFuse(request);
 }
 
 std::optional<base::MountEntry> FindMillraceMount(const std::string& mountpoint) {

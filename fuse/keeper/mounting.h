@@ -29,6 +29,10 @@ struct MountRequest {
 // Mounts read-only and returns the device. Blocks for a system call, or a run of fusermount3.
 absl::StatusOr<base::UniqueFd> MountFuse(const MountRequest& request);
 
+// Mounts in the place of our mount on top at the mountpoint, and detaches that: programs keep what
+// they have open of it. For root on Linux 6.5 there is no moment without a mount.
+absl::StatusOr<base::UniqueFd> ReplaceFuse(const MountRequest& request);
+
 // The options of fusermount3, with what would end the source's text escaped.
 std::string FusermountOptions(const MountRequest& request);
 

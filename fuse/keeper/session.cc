@@ -27,6 +27,7 @@ constexpr int kReadyFd = 4;
 // A successor reads its cache's journal: milliseconds, seconds for the largest.
 constexpr absl::Duration kStartMax = absl::Minutes(2);
 constexpr absl::Duration kTick = absl::Milliseconds(500);
+constexpr absl::Duration kDeadMountInterval = absl::Seconds(1);
 // A tick later than this: the keeper was not running, and nobody else may have been.
 constexpr absl::Duration kTickLate = absl::Seconds(1);
 
@@ -65,13 +66,18 @@ absl::Status Session::Prepare() {
   ASSIGN_OR_RETURN(memory_, SessionMemory::Create());
   memory_->keeper_pid = static_cast<uint32_t>(getpid());
   if (options_.replaces_lost) memory_->sessions_lost = 1;
-  nodes_ = base::UniqueFd(memfd_create("millrace-nodes", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!nodes_.valid()) return base::ErrnoStatus(errno, "memfd_create");
+  ASSIGN_OR_RETURN(nodes_, NewNodeMemory());
   ASSIGN_OR_RETURN(recipe_, WriteRecipe(options_.recipe));
   const control::RunPaths& paths = directory_.paths();
   ASSIGN_OR_RETURN(control_listener_, control::ListenAt(paths.socket(), SOCK_STREAM));
   ASSIGN_OR_RETURN(adoption_listener_, control::ListenAt(paths.adoption_socket(), SOCK_SEQPACKET));
   return OpenSockets();
+}
+
+absl::StatusOr<base::UniqueFd> Session::NewNodeMemory() const {
+  base::UniqueFd nodes(memfd_create("millrace-nodes", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!nodes.valid()) return base::ErrnoStatus(errno, "memfd_create");
+  return nodes;
 }
 
 absl::Status Session::OpenSockets() {
@@ -196,7 +202,15 @@ absl::Status Session::TakeFrom(base::UniqueFd socket, const MakeOptions& make_op
 
 void Session::OnMessage(DaemonProcess* from, Message message) {
   if (upgrade_ != nullptr && from == upgrade_->standby.get()) return StandbyMessage(message);
-  if (from != daemon_.get()) return;  // Drained: it has nothing more to say.
+  if (from != daemon_.get()) {
+    // Drained, it has nothing more to say. But it may have asked something in that moment.
+    if (message.frame.type == FrameType::kBackingOpen) {
+      Frame reply = ErrorReply(absl::UnavailableError("another daemon has this mount now"));
+      reply.serial = message.frame.serial;
+      from->Send(reply);
+    }
+    return;
+  }
   switch (message.frame.type) {
     case FrameType::kHello:
       return Welcome(from, message);
@@ -217,7 +231,7 @@ void Session::OnMessage(DaemonProcess* from, Message message) {
       refusal_ = message.frame.Text();
       return;
     case FrameType::kDrained:
-      if (upgrade_ != nullptr && upgrade_->draining) GoOn();
+      if (upgrade_ != nullptr && upgrade_->draining) GoOn((message.frame.a & kLingers) != 0);
       return;
     default:
       base::Log(base::Severity::kError, "killing a daemon that breaks the custody protocol",
@@ -240,9 +254,11 @@ void Session::Welcome(DaemonProcess* daemon, const Message& hello) {
   welcome.type = FrameType::kWelcome;
   welcome.serial = hello.frame.serial;
   welcome.SetText(options_.identity_text);
-  if (device_.valid() && !memory_.SavedInit().empty()) welcome.a |= kTakeOver;
-  if (upgrade_ != nullptr && daemon == upgrade_->standby.get()) welcome.a |= kStandby;
-  daemon->Send(welcome, {memory_.fd(), nodes_.get()});
+  if (serving_once_) welcome.a |= kTakeOver;
+  const bool standby = upgrade_ != nullptr && daemon == upgrade_->standby.get();
+  if (standby) welcome.a |= kStandby;
+  const bool own_nodes = standby && upgrade_->nodes.valid();
+  daemon->Send(welcome, {memory_.fd(), own_nodes ? upgrade_->nodes.get() : nodes_.get()});
 }
 
 void Session::Grant(DaemonProcess* daemon, uint64_t serial) {
@@ -261,12 +277,34 @@ void Session::Grant(DaemonProcess* daemon, uint64_t serial) {
 
 absl::Status Session::MountOnce() {
   if (device_.valid()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(device_, MountFuse({.mountpoint = options_.mountpoint,
-                                       .source_text = options_.source_text,
-                                       .allow_other = options_.allow_other,
-                                       .check_permissions = options_.check_permissions}));
+  const MountRequest request = {.mountpoint = options_.mountpoint,
+                                .source_text = options_.source_text,
+                                .allow_other = options_.allow_other,
+                                .check_permissions = options_.check_permissions};
+  if (entry_.has_value()) {
+    if (!MountThere()) return absl::FailedPreconditionError("something else is mounted there now");
+    ASSIGN_OR_RETURN(device_, ReplaceFuse(request));
+  } else {
+    ASSIGN_OR_RETURN(device_, MountFuse(request));
+  }
   entry_ = FindMillraceMount(options_.mountpoint);
+  fresh_ = true;
   return absl::OkStatus();
+}
+
+void Session::LetGoOfConnection(base::UniqueFd nodes) {
+  device_.Reset();
+  backing_.Forget();
+  memory_->init_bytes = 0;
+  nodes_ = std::move(nodes);
+}
+
+absl::StatusOr<std::unique_ptr<DaemonProcess>> Session::Relaunch() {
+  if (options_.uring) {
+    ASSIGN_OR_RETURN(base::UniqueFd nodes, NewNodeMemory());
+    LetGoOfConnection(std::move(nodes));
+  }
+  return Launch(program_.get());
 }
 
 void Session::Serving(uint64_t serial) {
@@ -279,7 +317,8 @@ void Session::Serving(uint64_t serial) {
                 {{"pid", daemon_->pid()},
                  {"cause", CauseName(cause_)},
                  {"pause_ms", Milliseconds(pause)}});
-    } else if (entry_.has_value()) {
+    }
+    if (std::exchange(fresh_, false) && entry_.has_value()) {
       memory_->read_ahead_raised = RaiseReadAhead(*entry_, options_.read_ahead_kib) ? 1 : 0;
     }
     serving_once_ = true;
@@ -346,13 +385,17 @@ void Session::Tick() {
 void Session::OnExit(DaemonProcess* from, const Exit& exit) {
   if (upgrade_ != nullptr && from == upgrade_->standby.get()) return StandbyEnded(exit);
   if (from == daemon_.get()) DaemonEnded(exit);
-  drained_.erase(std::remove_if(drained_.begin(), drained_.end(),
-                                [from](const auto& each) { return each.get() == from; }),
-                 drained_.end());
+  for (auto* const gone : {&drained_, &lingering_}) {
+    gone->erase(std::remove_if(gone->begin(), gone->end(),
+                               [from](const auto& each) { return each.get() == from; }),
+                gone->end());
+  }
 }
 
 void Session::DaemonEnded(const Exit& exit) {
-  if (upgrade_ != nullptr && upgrade_->draining && state_ == State::kServing) return GoOn();
+  if (upgrade_ != nullptr && upgrade_->draining && state_ == State::kServing) {
+    return GoOn(/*lingers=*/false);
+  }
   start_timer_.Reset();
   if (!serving_once_) {
     // It has told the command why, in its own words, unless it was killed.
@@ -366,8 +409,15 @@ void Session::DaemonEnded(const Exit& exit) {
   Crashed(exit);
 }
 
-// Reports an error once nothing is mounted with it any more.
+bool Session::MountThere() const {
+  const std::optional<base::MountEntry> there = FindMillraceMount(options_.mountpoint);
+  return there.has_value() && entry_.has_value() && there->device_major == entry_->device_major &&
+         there->device_minor == entry_->device_minor;
+}
+
+// The device reports an error once nothing is mounted with it any more.
 bool Session::DeviceGone() const {
+  if (!device_.valid()) return !MountThere();
   pollfd device = {device_.get(), 0, 0};
   return poll(&device, 1, 0) > 0 && (device.revents & POLLERR) != 0;
 }
@@ -389,6 +439,12 @@ void Session::Crashed(const Exit& exit) {
   const absl::Duration served_for = served ? now - serving_since_ : absl::ZeroDuration();
   daemon_.reset();
   killed_as_hung_ = false;
+  if (options_.uring && device_.valid()) {
+    // Nobody can answer what the daemon had taken: the last descriptor ends the connection, and
+    // every reader gets an error.
+    device_.Reset();
+    memory_->sessions_lost.fetch_add(1, std::memory_order_relaxed);
+  }
   if (upgrade_ != nullptr) {
     if (upgrade_->went_on) return RollBack(why);
     if (upgrade_->recovers) return GiveUp(why);
@@ -405,7 +461,9 @@ void Session::RestartAfter(absl::Duration delay) {
   state_ = State::kWaiting;
   restart_timer_ = loop_->After(delay, [this] { Restart(); });
   // Only while there is no daemon: every request would wake a poll.
-  device_watch_ = loop_->Watch(device_.get(), 0, [this](short) { Finish(0); });
+  if (device_.valid()) {
+    device_watch_ = loop_->Watch(device_.get(), 0, [this](short) { Finish(0); });
+  }
 }
 
 void Session::Restart() {
@@ -414,7 +472,7 @@ void Session::Restart() {
   device_watch_.Reset();
   state_ = State::kStarting;
   eio_.reset();
-  absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = Launch(program_.get());
+  absl::StatusOr<std::unique_ptr<DaemonProcess>> daemon = Relaunch();
   if (!daemon.ok()) {
     base::Log(base::Severity::kError, "the daemon cannot be started",
               {{"cause", daemon.status().ToString()}});
@@ -443,14 +501,24 @@ void Session::GiveUp(const std::string& why) {
   base::Log(base::Severity::kError,
             "giving up; every request gets EIO until somebody mends it and says: millrace upgrade",
             {{"cause", crash_loop_}});
-  absl::StatusOr<std::unique_ptr<EioResponder>> eio =
-      EioResponder::Start(loop_, device_.get(), [this] { Finish(0); });
-  if (eio.ok()) eio_ = *std::move(eio);
+  if (device_.valid()) {
+    absl::StatusOr<std::unique_ptr<EioResponder>> eio =
+        EioResponder::Start(loop_, device_.get(), [this] { Finish(0); });
+    if (eio.ok()) eio_ = *std::move(eio);
+  } else {
+    WatchDeadMount();
+  }
   orphan_server_ = std::make_unique<LineServer>(
       loop_, control_listener_.get(),
       [this](const base::Json& request, const LineServer::Answer& answer) {
         HandleOrphanedRequest(request, answer);
       });
+}
+
+// Nothing tells of the unmount of a mount whose connection has ended.
+void Session::WatchDeadMount() {
+  if (!MountThere()) return Finish(0);
+  device_watch_ = loop_->After(kDeadMountInterval, [this] { WatchDeadMount(); });
 }
 
 // ---- The end ----
@@ -475,13 +543,8 @@ void Session::End() {
 }
 
 void Session::Unmount() {
-  if (!device_.valid() || DeviceGone()) return;
-  const std::optional<base::MountEntry> there = FindMillraceMount(options_.mountpoint);
   // Detached by somebody, and what is there now, if anything, is none of ours.
-  if (!there.has_value() || !entry_.has_value() || there->device_major != entry_->device_major ||
-      there->device_minor != entry_->device_minor) {
-    return;
-  }
+  if (DeviceGone() || !MountThere()) return;
   absl::Status status = base::Unmount(options_.mountpoint, /*lazy=*/false);
   if (base::ErrnoOf(status) == EBUSY) {
     base::Log(base::Severity::kWarning,
@@ -505,6 +568,7 @@ void Session::Finish(int exit_code) {
   keeper_server_.reset();
   Unmount();
   daemon_.reset();
+  for (const auto& each : lingering_) each->Kill();
   directory_.Clear();
   if (serving_once_) base::Log(base::Severity::kInfo, "unmounted", {});
   owner_->OnSessionEnded(this, exit_code);

@@ -6,6 +6,10 @@
 //                            '--Upgrade--> serving, by another program
 //   any --End, or an unmount by anybody--> ending --the daemon's exit--> gone
 //
+// Otherwise with the io_uring transport: a crash ends the connection and with it the mount, which
+// is made anew at once; an upgrade makes another mount in the old one's place, and the old daemon
+// lingers until nothing is open of its own.
+//
 // Not thread-safe: runs in the keeper's loop.
 #pragma once
 
@@ -48,6 +52,10 @@ struct SessionOptions {
   std::optional<Identity> identity;
   std::string identity_text;  // For the person who mounts.
   int oom_score_adj = 0;
+
+  // Requests come through io_uring: what is on its way dies with its daemon, and so no daemon can
+  // take over the connection of another. Each has its own, and the mount is made anew for it.
+  bool uring = false;
 
   RestartLimits limits;
   absl::Duration hang_deadline = absl::Seconds(5);  // Infinite: a daemon may hang.
@@ -113,12 +121,17 @@ class Session : private DaemonProcess::Owner {
   absl::Status OpenSockets();
   absl::Status TakeFrom(base::UniqueFd socket, const MakeOptions& make_options);
   absl::StatusOr<std::unique_ptr<DaemonProcess>> Launch(int program);
+  absl::StatusOr<std::unique_ptr<DaemonProcess>> Relaunch();
   absl::StatusOr<base::UniqueFd> OpenProgram(const std::string& path) const;
 
   // What daemons say.
   void Welcome(DaemonProcess* daemon, const Message& hello);
   void Grant(DaemonProcess* daemon, uint64_t serial);
   absl::Status MountOnce();
+  // Of `uring`: the next daemon gets a connection of its own. The one before ends, unless its
+  // daemon lives.
+  void LetGoOfConnection(base::UniqueFd nodes);
+  absl::StatusOr<base::UniqueFd> NewNodeMemory() const;
   void Serving(uint64_t serial);
   void BackingOpen(DaemonProcess* daemon, const Message& message);
 
@@ -128,7 +141,10 @@ class Session : private DaemonProcess::Owner {
   void Restart();
   void RestartAfter(absl::Duration delay);
   void GiveUp(const std::string& why);
+  void WatchDeadMount();
   bool DeviceGone() const;
+  // What is on top at the mountpoint is the mount that was made last.
+  bool MountThere() const;
   void Tick();
   void BeginServing();
   void WriteRecord();
@@ -139,7 +155,7 @@ class Session : private DaemonProcess::Owner {
   void StandbyMessage(const Message& message);
   void StandbyEnded(const Exit& exit);
   void Drain();
-  void GoOn();
+  void GoOn(bool lingers);
   void UpgradeServing(absl::Duration pause);
   void RollBack(const std::string& why);
   void EndUpgrade(const absl::StatusOr<Upgraded>& result);
@@ -169,10 +185,13 @@ class Session : private DaemonProcess::Owner {
   State state_ = State::kStarting;
   bool serving_once_ = false;
   bool leaving_ = false;  // The daemon said that the mount is gone.
+  bool fresh_ = false;    // Mounted since a daemon last served.
   bool finished_ = false;
   std::unique_ptr<DaemonProcess> daemon_;
   std::unique_ptr<UpgradeRun> upgrade_;
   std::vector<std::unique_ptr<DaemonProcess>> drained_;  // On their way out.
+  // Of `uring`: they serve what programs have open of earlier mounts.
+  std::vector<std::unique_ptr<DaemonProcess>> lingering_;
 
   // The end of the last daemon.
   RestartPolicy policy_;

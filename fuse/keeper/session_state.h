@@ -50,7 +50,8 @@ struct SessionState {
   std::array<std::atomic<uint64_t>, metrics::Histogram::kBounds.size() + 1> seconds_buckets;
   std::atomic<int64_t> seconds_sum_ns;
   std::atomic<int64_t> last_ns;
-  // Mounts at this mountpoint that were given up: both processes had been killed.
+  // Mounts at this mountpoint that were given up: both processes had been killed, or with the
+  // io_uring transport the daemon.
   std::atomic<uint64_t> sessions_lost;
 };
 static_assert(std::is_standard_layout_v<SessionState>);

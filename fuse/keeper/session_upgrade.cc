@@ -44,6 +44,11 @@ void Session::Upgrade(const std::string& path, UpgradeDone done) {
     return Restart();
   }
   upgrade_->from = daemon_->version();
+  if (options_.uring) {
+    absl::StatusOr<base::UniqueFd> nodes = NewNodeMemory();
+    if (!nodes.ok()) return EndUpgrade(nodes.status());
+    upgrade_->nodes = *std::move(nodes);
+  }
   for (const auto& old : drained_) old->Kill();  // Of the upgrade before: it had its time.
   absl::StatusOr<std::unique_ptr<DaemonProcess>> standby = Launch(upgrade_->program.get());
   if (!standby.ok()) return EndUpgrade(standby.status());
@@ -86,9 +91,10 @@ void Session::Drain() {
   daemon_->Send(FrameType::kDrain);
 }
 
-// The old daemon has let go of device and cache, or is dead.
-void Session::GoOn() {
-  drained_.push_back(std::move(daemon_));  // Until it has ended.
+// The old daemon has let go of device and cache, or of the cache alone (`lingers`), or is dead.
+void Session::GoOn(bool lingers) {
+  (lingers ? lingering_ : drained_).push_back(std::move(daemon_));  // Until it has ended.
+  if (options_.uring) LetGoOfConnection(std::move(upgrade_->nodes));
   cause_ = Cause::kUpgrade;
   state_ = State::kStarting;
   tick_.Reset();

@@ -16,6 +16,7 @@ struct Session::UpgradeRun {
   std::string from;  // The old version.
   UpgradeDone done;
   std::unique_ptr<DaemonProcess> standby;
+  base::UniqueFd nodes;   // Of a session of its own (SessionOptions::uring).
   bool draining = false;  // The old daemon was asked to let go.
   bool went_on = false;   // The new one was told to go on; it is `daemon_` now.
   bool recovers = false;

@@ -227,6 +227,11 @@ void DeclareReading(MountOptions* options, base::FlagSet* flags) {
         options->io = kIos[i];
       },
       "how cache files are read; auto (default) takes io_uring where the kernel allows it");
+  flags->Choice(
+      "fuse-transport", {"device", "uring"},
+      [options](size_t i) { options->transport = i == 0 ? Transport::kDevice : Transport::kUring; },
+      "how requests come from the kernel; uring is faster for small requests and direct reads, but "
+      "open files do not survive the death of the daemon (default device)");
   flags->Custom(
       "no-passthrough", "",
       [options](absl::string_view value) {
@@ -443,6 +448,7 @@ std::vector<std::string> ToArguments(const MountOptions& options) {
   add("connections", options.connections);
   add("look-ahead", options.look_ahead ? "on" : "off");
   add("io", options.io == Io::kAuto ? "auto" : options.io == Io::kUring ? "uring" : "posix");
+  add("fuse-transport", options.transport == Transport::kUring ? "uring" : "device");
   if (!options.passthrough) words.push_back("--no-passthrough");
   if (options.allow_other) words.push_back("--allow-other");
   add("uid", options.uid);

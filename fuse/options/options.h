@@ -27,6 +27,9 @@ namespace millrace::options {
 enum class Profile { kSmallFiles, kLargeFiles, kAuto };
 // How cache files are read: kAuto takes io_uring where the kernel allows it.
 enum class Io { kAuto, kUring, kPosix };
+// How requests come from the kernel: read from /dev/fuse, or through io_uring, which is faster and
+// does not survive the daemon (SEMANTICS.md).
+enum class Transport { kDevice, kUring };
 
 struct MountOptions {
   // URL or NAME=URL, as store::OpenSource takes them: one without a name, or any number with
@@ -58,6 +61,7 @@ struct MountOptions {
   bool look_ahead = true;
   base::Severity log_level = base::Severity::kInfo;
   Io io = Io::kAuto;
+  Transport transport = Transport::kDevice;
   bool passthrough = true;
   absl::Duration hang_deadline = absl::Seconds(5);  // A daemon that does not answer is replaced.
   int64_t crash_limit = 5;                          // Within a minute; 0: none.

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/base/errno_status.h"
+#include "common/base/file_text.h"
 #include "common/base/paths.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
@@ -31,6 +32,10 @@ constexpr uint64_t kDefaultQuota = 10 * base::kGiB;
 constexpr double kDefaultShare = 0.8;
 // Below this a cache is of no use, and the disk has other worries.
 constexpr uint64_t kDefaultQuotaMin = 64 * base::kMiB;
+
+constexpr char kUringParameter[] = "/sys/module/fuse/parameters/enable_uring";
+constexpr char kUringDisabled[] = "/proc/sys/kernel/io_uring_disabled";
+constexpr size_t kSwitchMax = 64;
 
 absl::Status CheckNotMounted(const std::vector<base::MountEntry>& mounts,
                              const std::string& mountpoint) {
@@ -224,11 +229,38 @@ absl::Status CheckCertificates(MountOptions* options) {
 
 }  // namespace
 
+absl::Status CheckUringTransport(const std::string& module_parameter,
+                                 const std::string& io_uring_disabled) {
+  const absl::StatusOr<std::string> parameter = base::ReadTextFile(module_parameter, kSwitchMax);
+  if (!parameter.ok()) {
+    return absl::FailedPreconditionError(
+        "--fuse-transport=uring: this kernel has no FUSE over io_uring, which came with Linux "
+        "6.14; leave the option out");
+  }
+  if (!absl::StartsWith(*parameter, "Y") && !absl::StartsWith(*parameter, "1")) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--fuse-transport=uring: FUSE over io_uring is switched off on this machine; "
+                     "let root switch it on (echo 1 > ",
+                     module_parameter, "), or leave the option out"));
+  }
+  // Where there is no such file io_uring cannot be switched off.
+  const std::string disabled = base::ReadTextFile(io_uring_disabled, kSwitchMax).value_or("0");
+  if (!absl::StartsWith(disabled, "0")) {
+    return absl::FailedPreconditionError(
+        "--fuse-transport=uring: io_uring is switched off on this machine; let root switch it on "
+        "(sysctl kernel.io_uring_disabled=0), or leave the option out");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
                            absl::string_view cache_base, MountOptions* options) {
   options->mountpoint = base::ResolvePath(options->mountpoint);
   RETURN_IF_ERROR(CheckSourcesOutside(*options));
   RETURN_IF_ERROR(CheckMountpoint(mounts, options->mountpoint));
+  if (options->transport == Transport::kUring) {
+    RETURN_IF_ERROR(CheckUringTransport(kUringParameter, kUringDisabled));
+  }
   if (options->cluster.empty()) {
     return absl::InvalidArgumentError("--cluster is empty; leave it out, or name the workers' own");
   }

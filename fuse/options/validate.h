@@ -7,6 +7,7 @@
 // whoever makes the thing.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,5 +22,10 @@ namespace millrace::options {
 // (control::CacheBase()).
 absl::Status ValidateMount(const std::vector<base::MountEntry>& mounts,
                            absl::string_view cache_base, MountOptions* options);
+
+// Whether requests can come through io_uring, by the two switches a machine has for that: files
+// with the text of the fuse module's parameter, and of the sysctl kernel.io_uring_disabled.
+absl::Status CheckUringTransport(const std::string& module_parameter,
+                                 const std::string& io_uring_disabled);
 
 }  // namespace millrace::options

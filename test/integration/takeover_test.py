@@ -233,6 +233,19 @@ class KilledKeeperTest(TakeOverTestCase):
         self.assertIn("wants no other keeper", result.stderr)
         self.mounted.kill_daemon()
 
+    def test_a_daemon_without_a_keeper_that_is_told_to_end(self):
+        """It cannot unmount; whoever finds the dead mount can."""
+        self.mounted.kill_keeper()
+        self.mounted.signal(signal.SIGTERM)
+        support.wait_until(lambda: not self.mounted.serving(), "the end of the daemon")
+        self.assertEqual(errno_of(os.listdir, self.mounted.path), "ENOTCONN")
+        self.assertTrue(self.mounted.log_lines("ending without a keeper", "millrace umount"))
+        result = support.millrace("mount", *self.mount_command(self.source))
+        self.assertEqual(result.code, 0, result.err)
+        self.assert_reads_right(self.mounted)
+        self.mounts.append(support.Mount(self.mounted.path, result.out))
+        self.assertEqual(self.mounts[-1].status()["keeper"]["sessions_lost"], 1)
+
     def test_unmount_without_a_keeper(self):
         self.mounted.kill_keeper()
         self.umount(self.mounted)

@@ -323,6 +323,23 @@ TEST_F(CustodyTest, RefusesAnotherVersionsWords) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("version 9"));
 }
 
+TEST_F(CustodyTest, WhoLingersHasNothingMoreToDoWithKeepers) {
+  Connect(0);
+  OpenGranted();
+  custody_->Listen(this);
+  custody_->Drained(/*lingers=*/true);
+  const Message drained = Next();
+  EXPECT_EQ(drained.frame.type, FrameType::kDrained);
+  EXPECT_EQ(drained.frame.a, kLingers);
+  const base::UniqueFd file = SomeFile();
+  EXPECT_TRUE(absl::IsUnavailable(custody_->BackingOpen(1, file.get()).status()));
+  // Its socket for adopters was closed, the last one that listened.
+  const base::UniqueFd adopter(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  EXPECT_NE(connect(adopter.get(), reinterpret_cast<sockaddr*>(&address_), sizeof(address_)), 0);
+  Say(FrameType::kFinish);  // The keeper may still end it.
+  finished_.get_future().get();
+}
+
 TEST_F(CustodyTest, AnotherKeeperGetsEverything) {
   Connect(0);
   OpenGranted();

@@ -69,6 +69,7 @@ TEST(MountOptionsTest, HasTheDocumentedDefaults) {
   EXPECT_TRUE(options.passthrough);
   EXPECT_EQ(options.profile, Profile::kAuto);
   EXPECT_EQ(options.io, Io::kAuto);
+  EXPECT_EQ(options.transport, Transport::kDevice);
   EXPECT_EQ(options.eviction, tier::EvictionPolicy::kEpoch);
   EXPECT_EQ(options.ready_fd, -1);
 }
@@ -86,6 +87,7 @@ TEST(MountOptionsTest, ComeBackFromArguments) {
        "--connections=3",
        "--look-ahead=off",
        "--io=posix",
+       "--fuse-transport=uring",
        "--no-passthrough",
        "--allow-other",
        "--uid=1",
@@ -112,6 +114,7 @@ TEST(MountOptionsTest, ComeBackFromArguments) {
     EXPECT_EQ(second.tiers.size(), first.tiers.size());
     EXPECT_EQ(second.profile, first.profile);
     EXPECT_EQ(second.passthrough, first.passthrough);
+    EXPECT_EQ(second.transport, first.transport);
     EXPECT_EQ(second.file_mode, first.file_mode);
     EXPECT_EQ(second.hang_deadline, first.hang_deadline);
     EXPECT_EQ(second.crash_limit, first.crash_limit);
@@ -142,6 +145,8 @@ TEST(MountOptionsTest, TakesEveryOption) {
                                        "off",
                                        "--io",
                                        "posix",
+                                       "--fuse-transport",
+                                       "uring",
                                        "--no-passthrough",
                                        "--read-only",
                                        "--allow-other",
@@ -183,6 +188,7 @@ TEST(MountOptionsTest, TakesEveryOption) {
   EXPECT_EQ(options.connections, 32);
   EXPECT_FALSE(options.look_ahead);
   EXPECT_EQ(options.io, Io::kPosix);
+  EXPECT_EQ(options.transport, Transport::kUring);
   EXPECT_FALSE(options.passthrough);
   EXPECT_TRUE(options.allow_other);
   EXPECT_EQ(options.uid, 7u);
@@ -496,6 +502,25 @@ TEST_F(ValidateTest, ChecksTiersAgainstTheDiskAndEachOther) {
   EXPECT_THAT(Error(2), HasSubstr("is not a directory"));
   options_.tiers[1].path = top_ + "/file/below";
   EXPECT_THAT(Error(2), HasSubstr("cannot be used"));
+}
+
+TEST_F(ValidateTest, ChecksTheTransport) {
+  const std::string parameter = top_ + "/enable_uring";
+  const std::string disabled = top_ + "/io_uring_disabled";
+  const auto error = [&] {
+    const absl::Status status = CheckUringTransport(parameter, disabled);
+    EXPECT_EQ(base::ExitCode(status), status.ok() ? 0 : 1);
+    return base::ErrorText(status);
+  };
+  EXPECT_THAT(error(), HasSubstr("this kernel has no FUSE over io_uring"));
+  ASSERT_TRUE(base::WriteTextFile(parameter, "N\n", 0600).ok());
+  EXPECT_THAT(error(), HasSubstr("FUSE over io_uring is switched off on this machine"));
+  ASSERT_TRUE(base::WriteTextFile(parameter, "Y\n", 0600).ok());
+  EXPECT_TRUE(CheckUringTransport(parameter, disabled).ok());
+  ASSERT_TRUE(base::WriteTextFile(disabled, "2\n", 0600).ok());
+  EXPECT_THAT(error(), HasSubstr("kernel.io_uring_disabled=0"));
+  ASSERT_TRUE(base::WriteTextFile(disabled, "0\n", 0600).ok());
+  EXPECT_TRUE(CheckUringTransport(parameter, disabled).ok());
 }
 
 TEST_F(ValidateTest, ChoosesADefaultTier) {
