@@ -99,7 +99,7 @@ class SimStore final : public store::Store {
       }
       const uint64_t last = (request.offset + request.length - 1) / tier::kBlockSize;
       for (uint64_t block = request.offset / tier::kBlockSize; block <= last; ++block) {
-        ++gets_[NameOf(request.path, request.version, block)];
+        ++fetched_[NameOf(request.path, request.version, block)];
       }
     }
     for (uint64_t done = 0; done < request.length;) {
@@ -123,15 +123,15 @@ class SimStore final : public store::Store {
     base::MutexLock lock(&mutex_);
     return std::exchange(told_, "");
   }
-  std::map<BlockName, int> gets() const {
+  std::map<BlockName, int> fetched() const {
     base::MutexLock lock(&mutex_);
-    return gets_;
+    return fetched_;
   }
 
  private:
   mutable base::Mutex mutex_;
   std::map<std::string, FileInfo> files_ ABSL_GUARDED_BY(mutex_);
-  std::map<BlockName, int> gets_ ABSL_GUARDED_BY(mutex_);
+  std::map<BlockName, int> fetched_ ABSL_GUARDED_BY(mutex_);
   std::string told_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -445,7 +445,7 @@ class Simulation {
         }
       });
     }
-    const std::map<BlockName, int> before = store_->gets();
+    const std::map<BlockName, int> before = store_->fetched();
     const std::string what = Change();
     for (std::thread& reader : readers) reader.join();
     CheckGets(before, what, /*agreed=*/false);
@@ -456,8 +456,8 @@ class Simulation {
 
   // Every block once by all clients at the same time.
   void ReadAll(const std::string& what) {
-    const std::map<BlockName, int> before = store_->gets();
-    const std::map<BlockName, int> own_before = own_->gets();
+    const std::map<BlockName, int> before = store_->fetched();
+    const std::map<BlockName, int> own_before = own_->fetched();
     std::vector<std::thread> readers;
     for (size_t i = 0; i < kReaders; ++i) {
       readers.emplace_back([this, i] {
@@ -472,7 +472,7 @@ class Simulation {
     }
     for (std::thread& reader : readers) reader.join();
     CheckGets(before, what, /*agreed=*/true);
-    EXPECT_EQ(own_->gets(), own_before) << Where(what) << "a client went to the store itself";
+    EXPECT_EQ(own_->fetched(), own_before) << Where(what) << "a client went to the store itself";
     for (const FileInfo& file : files_) {
       for (uint64_t at = 0; at < file.size; at += tier::kBlockSize) {
         cached_.insert(NameOf(file.path, file.version, at / tier::kBlockSize));
@@ -490,7 +490,7 @@ class Simulation {
 
   void CheckGets(const std::map<BlockName, int>& before, const std::string& what, bool agreed) {
     const std::string told = store_->TakeTold();
-    for (const auto& [name, count] : store_->gets()) {
+    for (const auto& [name, count] : store_->fetched()) {
       const auto was = before.find(name);
       const int gets = count - (was == before.end() ? 0 : was->second);
       if (gets == 0) continue;
