@@ -246,7 +246,7 @@ absl::Status DataFile::PutClaimed(BlockRange range, io::Pieces blocks) {
     status = at_once ? WriteWhole(blocks) : WriteBlocks(range, blocks);
     if (!status.ok()) {
       tier_->Release(bytes);
-      if (!OutOfDescriptors(status)) tier_->CountDiskFault(status);
+      if (!OutOfDescriptors(status) && !absl::IsDataLoss(status)) tier_->CountDiskFault(status);
     }
   }
   if (!status.ok()) {
@@ -306,9 +306,13 @@ void DataFile::SubtractBytes(uint64_t bytes) {
 
 absl::Status DataFile::WriteBlocks(BlockRange range, io::Pieces blocks) {
   RETURN_IF_ERROR(EnsureMade());
-  ASSIGN_OR_RETURN(const std::shared_ptr<Descriptor> descriptor, Acquire());
+  const absl::StatusOr<std::shared_ptr<Descriptor>> descriptor = Acquire();
+  if (!descriptor.ok()) {
+    if (base::ErrnoOf(descriptor.status()) != ENOENT) return descriptor.status();
+    return Damage({0, map_.blocks()}, "the cache file is gone");
+  }
   base::MutexLock writing(&writing_);
-  return file_io().WritePieces(descriptor->fd(), range.first * kBlockSize, blocks);
+  return file_io().WritePieces((*descriptor)->fd(), range.first * kBlockSize, blocks);
 }
 
 absl::Status DataFile::WriteWhole(io::Pieces blocks) {
@@ -444,7 +448,7 @@ absl::StatusOr<base::UniqueFd> DataFile::OpenFile(bool* writable) {
     if (fd.valid()) {
       // Evicted and unlinked by now, the name may have been another file's already; handed over,
       // it may be a successor's, with other holes.
-      if (place_.load() == Place::kNowhere || tier_->handed_over()) break;
+      if (place_.load() == Place::kNowhere || tier_->handed_over() || !HasItsSize(fd.get())) break;
       return fd;
     }
     error = errno;
@@ -455,6 +459,30 @@ absl::StatusOr<base::UniqueFd> DataFile::OpenFile(bool* writable) {
     }
   }
   return base::ErrnoStatus(error, "opening a cache file");
+}
+
+bool DataFile::HasItsSize(int fd) {
+  if (size_checked_.load(std::memory_order_relaxed)) return true;
+  struct stat status;
+  if (fstat(fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != key_.size) return false;
+  size_checked_.store(true, std::memory_order_relaxed);
+  return true;
+}
+
+void DataFile::CheckSize() {
+  if (size_checked_.load(std::memory_order_relaxed) || evicted()) return;
+  {
+    base::MutexLock layout(&tier_->layout_mutex(id_));
+    const Place place = place_.load();
+    if (place == Place::kNowhere) return;
+    struct stat status;
+    if (fstatat(directory(place), id_.Name().c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+        S_ISREG(status.st_mode) && static_cast<uint64_t>(status.st_size) == key_.size) {
+      size_checked_.store(true, std::memory_order_relaxed);
+      return;
+    }
+  }
+  Damage({0, map_.blocks()}, "the data file is gone or of the wrong size").IgnoreError();
 }
 
 void DataFile::DetachDescriptor() {

@@ -86,6 +86,9 @@ class DataFile final : public CachedFile,
   // --- For the cache ---
   // Makes the data file of an empty object, which no Put ever will.
   absl::Status MakeEmpty();
+  // Looks whether the data file is there and has its size, if nobody has since the start.
+  void CheckSize();
+  bool size_checked() const { return size_checked_.load(std::memory_order_relaxed); }
   // Reads and checks every unverified block; bad ones are dropped. `stop` ends it early.
   void CheckAll(const std::atomic<bool>& stop);
   // Copies all blocks, checked, into `to`, a new file of another tier that nobody knows yet.
@@ -158,6 +161,8 @@ class DataFile final : public CachedFile,
   // Opens the data file if it is not open. The descriptor of a complete file is read-only.
   absl::StatusOr<std::shared_ptr<Descriptor>> Acquire();
   absl::StatusOr<base::UniqueFd> OpenFile(bool* writable);
+  // False: the file's size is another, and it is as good as gone.
+  bool HasItsSize(int fd);
   void DetachDescriptor();
 
   void ReadVerified(uint64_t offset, absl::Span<char> buffer, io::ReadDone done);
@@ -192,6 +197,7 @@ class DataFile final : public CachedFile,
   std::atomic<uint32_t> leases_{0};
   std::atomic<int64_t> leased_until_ns_{0};  // Monotonic; of the last lease.
   bool queued_in_use_;                       // Guarded by the queue's lock.
+  std::atomic<bool> size_checked_{true};     // False after a quick start, until somebody looks.
 
   // One write of a file of several blocks at a time: the kernel's lock of the inode lets only one
   // in, and the others would wait for it spinning.

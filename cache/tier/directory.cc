@@ -38,7 +38,7 @@ void ForgoAccessTimes(int directory) {
   ioctl(directory, FS_IOC_SETFLAGS, &flags);
 }
 
-absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each) {
+absl::Status ForEachEntry(int directory, absl::FunctionRef<void(const dirent& entry)> each) {
   // A descriptor of its own: a directory stream moves the offset, and closes what it was given.
   const int own = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (own < 0) return base::ErrnoStatus(errno, "opening a directory");
@@ -51,9 +51,13 @@ absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)
       return errno == 0 ? absl::OkStatus() : base::ErrnoStatus(errno, "reading a directory");
     }
     if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0) {
-      each(entry->d_name);
+      each(*entry);
     }
   }
+}
+
+absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each) {
+  return ForEachEntry(directory, [&](const dirent& entry) { each(entry.d_name); });
 }
 
 absl::StatusOr<std::string> ReadSmallFile(int at, const char* name) {

@@ -1,6 +1,8 @@
 // What the tiers need of directories, symbolic links never followed. Stateless.
 #pragma once
 
+#include <dirent.h>
+
 #include <string>
 #include <vector>
 
@@ -21,6 +23,8 @@ void ForgoAccessTimes(int directory);
 
 // Calls `each` with every name but "." and "..".
 absl::Status ForEachName(int directory, absl::FunctionRef<void(const char* name)> each);
+// The same with the kind of each, where the file system tells it (d_type).
+absl::Status ForEachEntry(int directory, absl::FunctionRef<void(const dirent& entry)> each);
 
 // Up to 4 KiB of a small file.
 absl::StatusOr<std::string> ReadSmallFile(int at, const char* name);

@@ -59,11 +59,17 @@ absl::Status TierLoader::LoadJournal() {
     if (errno == ENOENT) return absl::OkStatus();
     return base::ErrnoStatus(errno, "opening the journal of " + path);
   }
-  SessionScan scan(&sessions_);
-  absl::StatusOr<JournalReport> report = ParseJournalFile(fd.get(), &scan);
-  if (report.ok() && report->usable) {
-    DecideTrust(report->damaged_regions > 0);
-    report = ParseJournalFile(fd.get(), this);
+  absl::StatusOr<JournalReport> report = ParseJournalFile(fd.get(), this);
+  if (report.ok() && report->usable && (report->damaged_regions > 0 || !SameBoot())) {
+    // What follows a session decides about it.
+    Forget();
+    SessionScan scan(&sessions_);
+    report = ParseJournalFile(fd.get(), &scan);
+    if (report.ok() && report->usable) {
+      scanned_ = true;
+      DecideTrust(report->damaged_regions > 0);
+      report = ParseJournalFile(fd.get(), this);
+    }
   }
   if (!report.ok() || !report->usable) {
     // Nothing in the directories can be told apart: all of it goes, as foreign files.
@@ -72,7 +78,7 @@ absl::Status TierLoader::LoadJournal() {
                {"cause", report.ok() ? "not of format version " + std::to_string(kJournalVersion)
                                      : report.status().ToString()}});
     tier_->CountDamage("unreadable journal", kJournalName);
-    files_.clear();
+    Forget();
     return absl::OkStatus();
   }
   if (report->damaged_regions > 0) {
@@ -80,16 +86,27 @@ absl::Status TierLoader::LoadJournal() {
               {{"tier", path}, {"regions", report->damaged_regions}});
     tier_->counters().faults_damaged.fetch_add(report->damaged_regions);
   }
-  const bool same_boot = std::all_of(
-      sessions_.begin(), sessions_.end(),
-      [&](const Session& session) { return session.boot_id == tier_->environment().boot_id; });
   for (const auto& [ref, found] : files_) live_bytes_ += found.file->EncodedSize();
   const uint64_t size = report->valid_end;
-  anew_ = report->damaged_regions > 0 || !same_boot || live_bytes_ < size / 2;
+  anew_ = report->damaged_regions > 0 || !SameBoot() || live_bytes_ < size / 2;
   if (!anew_) {
     tier_->journal_end_ = Tier::JournalEnd{size, size - std::min(size, live_bytes_)};
   }
   return absl::OkStatus();
+}
+
+bool TierLoader::SameBoot() const {
+  return std::all_of(sessions_.begin(), sessions_.end(), [&](const Session& session) {
+    return session.boot_id == tier_->environment().boot_id;
+  });
+}
+
+void TierLoader::Forget() {
+  tier_->counters().files.fetch_sub(files_.size());
+  files_.clear();
+  sessions_.clear();
+  session_ = 0;
+  next_order_ = 0;
 }
 
 void TierLoader::DecideTrust(bool damaged) {
@@ -102,7 +119,11 @@ void TierLoader::DecideTrust(bool damaged) {
   }
 }
 
-void TierLoader::OnSession(absl::string_view) { ++session_; }
+void TierLoader::OnSession(absl::string_view boot_id) {
+  ++session_;
+  if (scanned_) return;
+  sessions_.push_back({std::string(boot_id), false, boot_id == tier_->environment().boot_id});
+}
 
 void TierLoader::OnSource(uint64_t hash, absl::string_view url) {
   if (base::StableHash64({url}) != hash || sources_.contains(hash)) return;
@@ -187,13 +208,14 @@ absl::Status TierLoader::ScanSources() {
 }
 
 absl::Status TierLoader::ScanPlace(int directory, const Source* source, DataFile::Place place) {
-  return ForEachName(directory, [&](const char* name) {
-    if (!Place(directory, source, place, name)) RemoveForeign(directory, name);
+  return ForEachEntry(directory, [&](const dirent& entry) {
+    if (!Place(directory, source, place, entry)) RemoveForeign(directory, entry.d_name);
   });
 }
 
 bool TierLoader::Place(int directory, const Source* source, DataFile::Place place,
-                       const char* name) {
+                       const dirent& entry) {
+  const char* const name = entry.d_name;
   FileRef ref;
   if (source == nullptr || !FileId::FromName(name, &ref.id)) return false;
   ref.source = source->hash;
@@ -201,6 +223,11 @@ bool TierLoader::Place(int directory, const Source* source, DataFile::Place plac
   // A name is in one place only: a second data file is a leftover.
   if (found == files_.end() || found->second.file->place_.load() != DataFile::Place::kNowhere) {
     return false;
+  }
+  if (!anew_ && entry.d_type == DT_REG) {
+    found->second.file->place_ = place;
+    found->second.file->size_checked_ = false;
+    return true;
   }
   struct stat status;
   if (fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) {

@@ -5,8 +5,14 @@
 // by then), else unverified. A damaged record makes all blocks of the tier unverified: what it said
 // may have been a block's removal.
 //
+// Quick, for a mount may be waiting for it: where everything was written in this boot the journal
+// is read once, and the directories' names are compared with it. Whether a data file has its size
+// is looked at when it is first opened, or when a moment is left for it (DataFile::CheckSize).
+//
 // Used once, by one thread, before anybody knows the tier.
 #pragma once
+
+#include <dirent.h>
 
 #include <memory>
 #include <string>
@@ -31,7 +37,7 @@ class TierLoader : private JournalVisitor {
   absl::StatusOr<std::vector<std::shared_ptr<DataFile>>> Load();
 
  private:
-  // First pass over the journal.
+  // What became of a session. Whether it was clean takes a pass of its own.
   struct Session {
     std::string boot_id;
     bool clean = false;
@@ -40,9 +46,12 @@ class TierLoader : private JournalVisitor {
   class SessionScan;
 
   absl::Status LoadJournal();
+  bool SameBoot() const;
+  // As before the journal was read.
+  void Forget();
   void DecideTrust(bool damaged);
 
-  // JournalVisitor: the second pass.
+  // JournalVisitor.
   void OnSession(absl::string_view boot_id) override;
   void OnClean() override {}
   void OnSource(uint64_t hash, absl::string_view url) override;
@@ -57,7 +66,7 @@ class TierLoader : private JournalVisitor {
   absl::Status ScanSources();
   absl::Status ScanPlace(int directory, const Source* source, DataFile::Place place);
   // True if the name is the data file of a known file, which it then belongs to.
-  bool Place(int directory, const Source* source, DataFile::Place place, const char* name);
+  bool Place(int directory, const Source* source, DataFile::Place place, const dirent& entry);
   void RemoveForeign(int directory, const char* name);
   void RemoveEmptySource(int directory, const std::string& name);
 
@@ -66,8 +75,9 @@ class TierLoader : private JournalVisitor {
   bool Settle(DataFile& file);
 
   Tier* const tier_;
+  bool scanned_ = false;  // The sessions are known before what they wrote is read.
   std::vector<Session> sessions_;
-  size_t session_ = 0;  // Number of session records seen by the second pass.
+  size_t session_ = 0;  // Number of session records seen by this pass.
   bool anew_ = true;    // The journal is written anew.
   uint64_t live_bytes_ = 0;
   absl::flat_hash_map<uint64_t, Source*> sources_;  // By hash.

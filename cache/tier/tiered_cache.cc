@@ -30,6 +30,8 @@ constexpr size_t kChecksMax = 4096;
 constexpr int kFailuresMax = 16;
 // A round that could move nothing (all victims busy) is repeated after this, not with every Put.
 constexpr absl::Duration kStuckTime = absl::Seconds(1);
+// A quick start leaves the sizes of data files for a moment in which nobody waits for the cache.
+constexpr absl::Duration kSizesAfter = absl::Seconds(1);
 
 // A journal record holds path and version.
 constexpr size_t kNameBytesMax = 64 * 1024;
@@ -133,6 +135,8 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   void StopMaintenance();
   // Waits for something to do; may return without.
   FilePtr NextCheck();
+  // What a quick start left for later.
+  void CheckSizes();
   // True if the tier is above its high-water mark, and nothing could be done about it.
   bool LowerTier(size_t index);
   Tier* LowerTierFor(size_t index, const DataFile& file);
@@ -151,6 +155,8 @@ class TieredCacheOfFiles : public TieredCache, private FileHost {
   base::CondVar work_;
   std::deque<std::weak_ptr<DataFile>> checks_ ABSL_GUARDED_BY(work_mutex_);
   std::thread maintenance_;
+  bool sizes_checked_ = false;  // The maintenance's own.
+  bool sizes_due_ = false;
 };
 
 // --- Opening and closing ------------------------------------------------------------------------
@@ -472,6 +478,11 @@ void TieredCacheOfFiles::StopMaintenance() {
 FilePtr TieredCacheOfFiles::NextCheck() {
   base::MutexLock lock(&work_mutex_);
   while (!stop_ && !high_water_ && checks_.empty()) {
+    if (!sizes_checked_) {
+      if (work_.WaitFor(&work_mutex_, kSizesAfter)) continue;
+      sizes_due_ = true;
+      return nullptr;
+    }
     if (!stuck_) {
       work_.Wait(&work_mutex_);
     } else if (!work_.WaitFor(&work_mutex_, kStuckTime)) {
@@ -497,6 +508,21 @@ void TieredCacheOfFiles::Maintain() {
       check->CheckAll(stop_);
       check->ResetCheckRequest();
     }
+    if (std::exchange(sizes_due_, false)) {
+      CheckSizes();
+      sizes_checked_ = true;
+    }
+  }
+}
+
+void TieredCacheOfFiles::CheckSizes() {
+  std::vector<std::weak_ptr<DataFile>> files;
+  index_.ForEach([&](DataFile& file) {
+    if (!file.size_checked()) files.push_back(file.weak_from_this());
+  });
+  for (const std::weak_ptr<DataFile>& each : files) {
+    if (stop_) return;
+    if (const FilePtr file = each.lock()) file->CheckSize();
   }
 }
 

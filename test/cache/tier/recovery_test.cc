@@ -205,12 +205,54 @@ TEST_F(RecoveryTest, TruncatedAndMissingFilesAreDropped) {
   fs::resize_file(DataFile(KeyOf("c", kLarge)), 5);
   fs::remove(DataFile(KeyOf("a", 1000)));
   Open();
+  EXPECT_EQ(Stats().files, 2u);
+  EXPECT_EQ(Stats().faults_damaged, 1u);
+  EXPECT_EQ(Stats().used_bytes, kBlockSize + kLarge);
+  // Its size is looked at before it is used, in whatever way.
+  const auto truncated = cache_->Find(KeyOf("c", kLarge));
+  ASSERT_NE(truncated, nullptr);
+  EXPECT_FALSE(truncated->Open().ok());
   EXPECT_EQ(Stats().files, 1u);
   EXPECT_EQ(Stats().faults_damaged, 2u);
   EXPECT_EQ(Stats().used_bytes, kBlockSize);
   EXPECT_EQ(cache_->Find(KeyOf("c", kLarge)), nullptr);
   ASSERT_TRUE(PutAll(*cache_->FindOrAdmit(KeyOf("c", kLarge))).ok());
   CompareAll();
+}
+
+TEST_F(RecoveryTest, SizesOfFilesThatNobodyUsesAreLookedAtSoon) {
+  Open();
+  FillSome();
+  fs::resize_file(DataFile(KeyOf("b", kBlockSize)), 3 * kBlockSize);
+  fs::resize_file(DataFile(KeyOf("c", kLarge)), 5);
+  Open();
+  while (Stats().faults_damaged < 2) std::this_thread::yield();
+  EXPECT_EQ(Stats().faults_damaged, 2u);
+  EXPECT_EQ(Stats().used_bytes, 1000u);
+  EXPECT_EQ(ListFiles(Tier() + "/sources").size(), 2u);  // One data file, and the URL.
+  CompareAll();
+  Open();
+  EXPECT_EQ(Stats().files, 1u);
+  EXPECT_EQ(Stats().faults_damaged, 0u);
+}
+
+TEST_F(RecoveryTest, ATruncatedFileThatIsWrittenFirstIsDamaged) {
+  Open();
+  const FileKey key = KeyOf("partial", 4 * kBlockSize);
+  ASSERT_TRUE(PutBlocks(*cache_->FindOrAdmit(key), 0, 2).ok());
+  for (const std::string& path : ListFiles(Tier())) {
+    if (fs::file_size(path) == key.size) fs::resize_file(path, 3 * kBlockSize);
+  }
+  Open();
+  const auto file = cache_->Find(key);
+  ASSERT_NE(file, nullptr);
+  EXPECT_FALSE(PutBlocks(*file, 2, 2).ok());
+  EXPECT_EQ(Stats().faults_damaged, 1u);
+  EXPECT_EQ(Stats().faults_disk, 0u);
+  EXPECT_EQ(Stats().used_bytes, 0u);
+  EXPECT_EQ(cache_->Find(key), nullptr);
+  ASSERT_TRUE(PutAll(*cache_->FindOrAdmit(key)).ok());
+  EXPECT_EQ(Compare(*cache_->Find(key)), "");
 }
 
 TEST_F(RecoveryTest, FilesTruncatedInUseAreMisses) {
