@@ -165,6 +165,19 @@ absl::StatusOr<User> WantedUser(const std::string& wanted) {
   return User{"nobody", {.uid = kNobody, .gid = kNobody}};
 }
 
+// A worker's socket is a directory entry of its owner and a group: to connect is to write to it.
+void JoinGroupOf(const std::string& socket, User* user) {
+  struct stat found;
+  if (stat(socket.c_str(), &found) != 0 || !S_ISSOCK(found.st_mode)) return;
+  const bool for_group = (found.st_mode & S_IWGRP) != 0 && (found.st_mode & S_IWOTH) == 0;
+  if (!for_group || found.st_gid == 0 || found.st_gid == user->identity.gid ||
+      user->identity.uid == 0) {
+    return;
+  }
+  user->identity.gid = found.st_gid;
+  absl::StrAppend(&user->name, " in the group of ", socket);
+}
+
 // The same with the capability, if the keeper has it to give.
 absl::StatusOr<bool> CanReadSearch(Identity identity) {
   identity.read_search = true;
@@ -207,6 +220,7 @@ absl::StatusOr<Identity> FindUser(absl::string_view name, absl::string_view pass
 absl::StatusOr<IdentityChoice> ChooseIdentity(const IdentityRequest& request) {
   if (geteuid() != 0) return ChooseOfUnprivileged(request.user);
   ASSIGN_OR_RETURN(User user, WantedUser(request.user));
+  if (!request.socket.empty()) JoinGroupOf(request.socket, &user);
   const std::vector<Need> needs = NeedsOf(request);
   ASSIGN_OR_RETURN(Probe probe, ProbeAs(user.identity, needs));
   if (!probe.possible) {

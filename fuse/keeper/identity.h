@@ -32,6 +32,9 @@ struct IdentityRequest {
   std::vector<std::string> sources;
   // What is read at the start: keys, certificates, profiles. Those that are missing do not matter.
   std::vector<std::string> files;
+  // The socket of this node's worker; empty: none. Where its group may use it, the daemon is of
+  // that group, unless it is root's.
+  std::string socket;
   // Directories of the cache, there or not. The tiers themselves are handed over
   // (tier_directories.h); what stands above them must let the user through.
   std::vector<std::string> tiers;

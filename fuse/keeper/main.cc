@@ -92,6 +92,7 @@ absl::Status ChooseUser(const options::MountOptions& options, SessionOptions* se
   request.user = options.user;
   request.sources = local.directories;
   request.files = local.files;
+  request.socket = options::WorkerSocketOf(options);
   for (const tier::TierOptions& tier : options.tiers) request.tiers.push_back(tier.path);
   ASSIGN_OR_RETURN(const IdentityChoice choice, ChooseIdentity(request));
   session->identity = choice.identity;

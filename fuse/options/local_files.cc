@@ -2,6 +2,9 @@
 
 #include <iterator>
 #include <utility>
+#include <vector>
+
+#include "cache/pool/resolver.h"
 
 namespace millrace::options {
 
@@ -19,6 +22,16 @@ store::LocalFiles LocalFilesOf(const MountOptions& options, const store::Environ
     if (!file->empty()) all.files.push_back(*file);
   }
   return all;
+}
+
+std::string WorkerSocketOf(const MountOptions& options) {
+  const absl::StatusOr<std::vector<pool::WorkerSource>> workers =
+      pool::ParseWorkers(options.workers);
+  if (!workers.ok()) return "";
+  for (const pool::WorkerSource& worker : *workers) {
+    if (worker.address.is_unix()) return worker.address.path;
+  }
+  return "";
 }
 
 }  // namespace millrace::options

@@ -1,6 +1,8 @@
 #include "fuse/keeper/identity.h"
 
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
@@ -89,6 +91,30 @@ class ChooseIdentityOfRoot : public ::testing::Test {
   std::string closed_;
   std::string open_;
 };
+
+TEST_F(ChooseIdentityOfRoot, JoinsTheGroupOfAWorkersSocket) {
+  const std::string path = directory_.path() + "/worker.sock";
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_un address = {.sun_family = AF_UNIX};
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  ASSERT_EQ(bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  close(fd);
+  struct Case {
+    gid_t group;
+    mode_t mode;
+    gid_t wanted;
+  };
+  // Root's group is nobody's to join, and what all may use needs none.
+  for (const Case& each : {Case{4242, 0660, 4242}, Case{4242, 0600, 1234}, Case{4242, 0666, 1234},
+                           Case{0, 0660, 1234}}) {
+    ASSERT_EQ(chown(path.c_str(), 0, each.group), 0);
+    ASSERT_EQ(chmod(path.c_str(), each.mode), 0);
+    const IdentityChoice choice = Choose({.user = "1234", .socket = path});
+    EXPECT_EQ(choice.identity->gid, each.wanted) << each.group;
+    EXPECT_EQ(choice.identity->uid, 1234u);
+  }
+  EXPECT_EQ(Choose({.user = "1234", .socket = path + ".none"}).identity->gid, 1234u);
+}
 
 TEST_F(ChooseIdentityOfRoot, IsNobodyByDefault) {
   const IdentityChoice choice = Choose({});

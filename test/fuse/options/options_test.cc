@@ -237,6 +237,10 @@ TEST(MountOptionsTest, TakesWorkers) {
   EXPECT_EQ(ToArguments(again), written);
   EXPECT_EQ(again.workers, options.workers);
   EXPECT_EQ(again.worker_authority, "/a");
+  EXPECT_EQ(WorkerSocketOf(options), "/run/w.sock");
+  EXPECT_EQ(WorkerSocketOf(Parsed({"--workers=h:1", "s3://b", "/m"})), "");
+  EXPECT_THAT(LocalFilesOf(options, store::ProcessEnvironment()).files,
+              ElementsAre("/c", "/k", "/a"));
   EXPECT_THAT(ErrorOf({"--workers", "h", "s3://a", "/m"}), HasSubstr("--workers: \"h\" is not"));
   EXPECT_THAT(ErrorOf({"--workers", "", "s3://a", "/m"}), HasSubstr("HOST:PORT"));
   EXPECT_THAT(ErrorOf({"--workers=unix:/a", "--workers=unix:/b", "s3://a", "/m"}),
