@@ -14,6 +14,10 @@
 //    24  u32  CRC32C of the payload
 //    28  u32  CRC32C of bytes 0 to 27
 //
+// A client's request ids grow on a connection: one that was used before is a frame sent again. It
+// may tell with ERROR (DataLoss) that the bytes of a request were damaged: the worker checks its
+// own.
+//
 // The payload of DATA is the bytes of the file, at most kDataMax; of every other frame the fields
 // of a message below in their order, at most kMessageMax: integers as they are, a string as u32
 // length and bytes, a boolean as one byte 0 or 1, nothing behind the last field.

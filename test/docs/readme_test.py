@@ -9,7 +9,8 @@ import unittest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = pathlib.Path(sys.argv.pop(1)) if len(sys.argv) > 1 else REPOSITORY / "build" / "bin"
-REFERENCE = re.compile(r"^### (millrace \w+(?: \w+)?)\n\n```text\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+REFERENCE = re.compile(r"^### (millrace(?: \w+(?: \w+)?|-\w+))\n\n```text\n(.*?)\n```$",
+                       re.MULTILINE | re.DOTALL)
 
 
 class ReadmeTest(unittest.TestCase):
@@ -18,8 +19,9 @@ class ReadmeTest(unittest.TestCase):
         self.assertGreaterEqual(len(sections), 5)
         for command, text in sections:
             with self.subTest(command=command):
+                program, *words = command.split()
                 help_text = subprocess.run(
-                    [PROGRAMS / "millrace", *command.split()[1:], "--help"],
+                    [PROGRAMS / program, *words, "--help"],
                     capture_output=True, text=True, check=True).stdout.strip()
                 self.assertEqual(text, help_text,
                                  f"paste the output of `{command} --help` into README.md")
