@@ -224,7 +224,8 @@ uint64_t Object::PresentBytes() const {
 
 uint64_t Object::CachedBytes(uint64_t offset, uint64_t size) const {
   const std::shared_ptr<tier::CachedFile> file = cached();
-  if (file == nullptr || size == 0) return 0;
+  // What was evicted can still be read here, and is in the cache no more.
+  if (file == nullptr || file->evicted() || size == 0) return 0;
   uint64_t bytes = 0;
   for (uint64_t index = offset / kBlockSize; index * kBlockSize < offset + size; ++index) {
     if (!file->HasBlock(index)) continue;

@@ -176,6 +176,24 @@ TEST_F(DataServerTest, ALoadIsAnsweredWhenItIsThere) {
   EXPECT_EQ(again->fetched_from_store, 0u);
 }
 
+TEST_F(DataServerTest, ALoadKeepsWhatAnotherWorkerAsksForInVain) {
+  store_->Hold();
+  RawClient client = Client();
+  RawClient peer = Client("another");
+  const uint64_t id = client.NextId();
+  ASSERT_TRUE(
+      client.Send(proto::Encode(id, GetOf("a", 4 * kMiB, 0, kMiB), proto::FrameType::kLoad)).ok());
+  store_->AwaitGets(1);
+  // Of a file that is being filled, but not this part of it: nothing may happen to it.
+  EXPECT_TRUE(absl::IsNotFound(
+      peer.Get(GetOf("a", 4 * kMiB, 3 * kMiB, 10, proto::Role::kCached)).status()));
+  store_->Open();
+  const auto done = Client("third").Load(GetOf("a", 4 * kMiB, 0, kMiB));
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_EQ(done->bytes, kMiB);
+  EXPECT_EQ(store_->requests().size(), 1u);
+}
+
 TEST_F(DataServerTest, ALoadThatDoesNotFitFetchesNothing) {
   options_.quota = 4 * kMiB;
   RawClient client = Client();
