@@ -82,7 +82,7 @@ TEST_F(WorkerCommandTest, StatusShowsOneInFull) {
   const Outcome outcome = Run({"status", address_});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.error;
   EXPECT_THAT(outcome.out,
-              AllOf(HasSubstr("worker-0 at localhost:"), HasSubstr(": serving for "),
+              AllOf(HasSubstr("worker-0 at localhost:"), HasSubstr(": serving, up "),
                     HasSubstr("extents of 64 MiB, 2 copies"), HasSubstr("s3://bucket"),
                     HasSubstr("1,234"), HasSubstr("worker-2"), HasSubstr("unreachable")));
   EXPECT_THAT(outcome.out, Not(HasSubstr("\033")));
@@ -239,7 +239,7 @@ TEST(WorkerViewTest, SaysHowFarADrainIs) {
   worker.report->drain->extents_failed = 2;
   worker.report->drain->last_error = "full";
   const std::string text = RenderWorker(worker, absl::FromUnixSeconds(1060));
-  EXPECT_THAT(text, AllOf(HasSubstr("draining for 1m 0s"), HasSubstr("1 of 4 extents"),
+  EXPECT_THAT(text, AllOf(HasSubstr("draining, up 1m 0s"), HasSubstr("1 of 4 extents"),
                           HasSubstr("2 failed (the last: full)")));
   worker.report->drain->done = true;
   EXPECT_THAT(RenderWorker(worker, absl::Now()), HasSubstr("drained"));
