@@ -45,6 +45,7 @@ void Flight::Run() {
       block->origin = std::max(block->origin, OriginFrom(from));
       piece.remove_prefix(taken);
       if (taken == rest.size()) {
+        object_->fetched_from_.store(block->origin, std::memory_order_relaxed);
         object_->OnBlock(std::exchange(block, nullptr), priority_, &arrived);
         if (++next % kKeptAtOnce == 0) keep();
       }

@@ -127,8 +127,10 @@ class Object::PendingRead {
 
 Object::Object(tier::FileKey key, std::shared_ptr<store::Store> store, Shared* shared)
     : key_(std::move(key)), store_(std::move(store)), shared_(shared) {
+  std::shared_ptr<tier::CachedFile> file;
+  if (key_.size > 0) file = shared_->cache->FindOrAdmit(key_);
   base::MutexLock lock(&mutex_);
-  if (key_.size > 0) SetCached(shared_->cache->FindOrAdmit(key_));
+  SwapCached(file);
   looked_at_ = shared_->clock->Monotonic();
 }
 
@@ -151,12 +153,12 @@ std::shared_ptr<tier::CachedFile> Object::CachedForFill() {
   if (!shared_->cache->HasRoomFor(key_)) return cached();
   std::shared_ptr<tier::CachedFile> admitted = shared_->cache->FindOrAdmit(key_);
   base::MutexLock lock(&mutex_);
-  if (admitted != nullptr) SetCached(std::move(admitted));
+  if (admitted != nullptr) SwapCached(admitted);
   return cached_;
 }
 
-void Object::SetCached(std::shared_ptr<tier::CachedFile> file) {
-  cached_ = std::move(file);
+void Object::SwapCached(std::shared_ptr<tier::CachedFile>& file) {
+  cached_.swap(file);
   origin_.store(cached_ != nullptr && cached_->borrowed() ? Origin::kShortCircuit : Origin::kLocal,
                 std::memory_order_relaxed);
 }
@@ -174,7 +176,7 @@ void Object::LookForComplete() {
   std::shared_ptr<tier::CachedFile> found = shared_->cache->Find(key_);
   if (found == nullptr || !found->complete()) return;
   base::MutexLock lock(&mutex_);
-  SetCached(std::move(found));
+  SwapCached(found);
 }
 
 bool Object::Complete() {
@@ -739,7 +741,9 @@ void Object::ReadBlocking(tier::CachedFile& file, std::shared_ptr<PendingRead> r
 Origin Object::OriginOf(const PendingRead& read) const {
   Origin farthest = origin();
   for (const BlockRef& block : read.blocks) {
-    if (read.fetched && block != nullptr) farthest = std::max(farthest, block->origin);
+    // Without a cache it was fetched for this reader or another one, and is gone after it.
+    const bool counts = read.fetched || !shared_->keeps_read;
+    if (counts && block != nullptr) farthest = std::max(farthest, block->origin);
   }
   return farthest;
 }

@@ -122,6 +122,8 @@ class Object : public std::enable_shared_from_this<Object> {
   void LookForComplete();
   // Every byte is in the cache, as far as is known here. Cheap: asked at each read.
   bool Complete();
+  // Where the bytes of the last fetch came from; kLocal before the first.
+  Origin fetched_from() const { return fetched_from_.load(std::memory_order_relaxed); }
   // Where reads of a complete file count.
   Origin origin() const { return origin_.load(std::memory_order_relaxed); }
   // The data file for passthrough, when the cache has all of it.
@@ -157,7 +159,9 @@ class Object : public std::enable_shared_from_this<Object> {
   uint64_t BlockBytes(uint64_t index) const;
   // The cached file, admitted again if it was refused or evicted meanwhile.
   std::shared_ptr<tier::CachedFile> CachedForFill();
-  void SetCached(std::shared_ptr<tier::CachedFile> file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Puts `file` in the place of the one so far, and that into `file`: to be let go of without the
+  // lock, because a lease may end with it.
+  void SwapCached(std::shared_ptr<tier::CachedFile>& file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The request for a range of this version.
   store::GetRequest Request(uint64_t offset, uint64_t size, Priority priority) const;
   // True if nothing of the blocks is here or on its way, nor would be kept.
@@ -216,6 +220,7 @@ class Object : public std::enable_shared_from_this<Object> {
   Shared* const shared_;
   std::atomic<bool> stale_{false};  // The store has another version now.
   std::atomic<Origin> origin_{Origin::kLocal};
+  std::atomic<Origin> fetched_from_{Origin::kLocal};
 
   mutable base::Mutex mutex_;
   std::shared_ptr<tier::CachedFile> cached_ ABSL_GUARDED_BY(mutex_);

@@ -23,6 +23,7 @@ class Leases::Leased final : public tier::OpenData {
         generation_(generation),
         lease_(lease) {}
   ~Leased() override { leases_->Release(generation_, lease_); }
+  bool leased() const override { return leases_->Holds(generation_); }
 
  private:
   const std::shared_ptr<Leases> leases_;
@@ -45,12 +46,12 @@ absl::StatusOr<std::shared_ptr<const tier::OpenData>> Leases::Open(
       const bool kept = connection_ != nullptr;
       if (!kept) {
         ASSIGN_OR_RETURN(connection_, local->Detached());
-        ++generation_;
+        holds_.store(++generation_, std::memory_order_relaxed);
       }
       Outcome outcome = connection_->Open(name, patience, &opened, &descriptor);
       if (outcome.end == End::kDone) break;
       if (outcome.end == End::kAnswered && connection_->usable()) return outcome.status;
-      connection_.reset();
+      Drop();
       // It may have been closed by a worker that was started again.
       if (kept && !again && outcome.end == End::kTransport && absl::IsUnavailable(outcome.status)) {
         continue;
@@ -77,13 +78,18 @@ absl::StatusOr<std::shared_ptr<const tier::OpenData>> Leases::Open(
 void Leases::Release(uint64_t generation, uint64_t lease) {
   base::MutexLock lock(&mutex_);
   if (connection_ == nullptr || generation != generation_) return;
-  if (!connection_->Release(lease).ok()) connection_.reset();
+  if (!connection_->Release(lease).ok()) Drop();
+}
+
+void Leases::Drop() {
+  holds_.store(0, std::memory_order_relaxed);
+  connection_.reset();
 }
 
 void Leases::Close() {
   base::MutexLock lock(&mutex_);
   closed_ = true;
-  connection_.reset();
+  Drop();
 }
 
 }  // namespace millrace::pool

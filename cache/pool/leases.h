@@ -5,6 +5,7 @@
 // descriptors stay readable; the next file is asked for on a new one.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -28,12 +29,18 @@ class Leases : public std::enable_shared_from_this<Leases> {
  private:
   class Leased;
   void Release(uint64_t generation, uint64_t lease);
+  // The leases of this connection hold, as far as anybody has noticed.
+  bool Holds(uint64_t generation) const {
+    return holds_.load(std::memory_order_relaxed) == generation;
+  }
+  void Drop() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   MemberContext* const context_;
   base::Mutex mutex_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<Connection> connection_ ABSL_GUARDED_BY(mutex_);
   uint64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the connection.
+  std::atomic<uint64_t> holds_{0};                   // The same; 0 without a connection.
 };
 
 }  // namespace millrace::pool

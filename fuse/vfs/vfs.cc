@@ -36,6 +36,9 @@ Profile FirstProfile(const VfsOptions& options) {
 
 // Below this look-ahead fetches a file whole, with one GET.
 constexpr uint64_t kSmallFile = fetch::Object::kWholeMax;
+// Ahead of a stream that a worker answers at once: enough for 25 Gbit/s over 5 ms. Memory that the
+// processor has not forgotten saves a fifth of the time of a read.
+constexpr uint64_t kNearWindowMax = 16 << 20;
 // Who reads a smaller one often does so a few KiB at a time.
 constexpr uint64_t kUnkeptDirectMin = 16 << 20;
 
@@ -259,8 +262,11 @@ File::Outlook Vfs::OnRead(File& file, uint64_t handle, uint64_t offset, uint64_t
   if (file.ref().size <= kSmallFile) return {};
   // What the cache refuses has to stay in memory until it is read.
   const uint64_t budget = shared_->pool->budget_blocks() * fetch::kBlockSize;
-  const uint64_t window_max =
-      file.object().Uncached() ? budget / 8 : std::min(ReadPattern::kWindowMax, budget / 2);
+  uint64_t window_max = std::min(ReadPattern::kWindowMax, budget / 2);
+  if (file.object().Uncached()) {
+    const bool near = file.object().fetched_from() == fetch::Origin::kRemote;
+    window_max = near ? std::min(kNearWindowMax, budget / 8) : budget / 8;
+  }
   return file.OnRead(handle, offset, size, window_max);
 }
 

@@ -596,11 +596,13 @@ TEST_F(LocalTest, HandsOverDescriptors) {
   EXPECT_THAT(local_->released(), IsEmpty());
   first->reset();
   EXPECT_TRUE(local_->AwaitReleased(1));
+  EXPECT_TRUE((*second)->leased());
   // A worker that dies leaves the descriptor, and the next one knows nothing of its leases.
   local_->Kill();
   char byte = 1;
   EXPECT_EQ(pread((*second)->fd(), &byte, 1, kFileSize - 1), 1);
   EXPECT_TRUE(absl::IsNotFound(pool_->OpenLocal(file_).status()));
+  EXPECT_FALSE((*second)->leased());
   local_->Start();
   ASSERT_TRUE(AwaitReachable(1));
   EXPECT_TRUE(pool_->OpenLocal(file_).ok());
