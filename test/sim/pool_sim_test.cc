@@ -19,6 +19,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "cache/index/index_keeper.h"
 #include "cache/pool/pool_parts.h"
 #include "cache/worker/data_server.h"
 #include "cache/worker/files.h"
@@ -197,12 +198,13 @@ std::unique_ptr<pool::Pool> NewPool(const std::shared_ptr<Directory>& directory,
   return *pool::CreatePool(options, parts);
 }
 
-class NoIndexes final : public worker::IndexSource {
+class NoIndexes final : public index::IndexKeeper {
  public:
-  absl::StatusOr<worker::IndexBytes> Get(const std::string&, uint64_t,
-                                         const std::atomic<bool>&) override {
+  absl::StatusOr<index::IndexAnswer> Get(const std::string&, uint64_t, absl::Duration) override {
     return absl::NotFoundError("no index");
   }
+  absl::Status Refresh(const std::string&) override { return absl::OkStatus(); }
+  std::vector<index::IndexStatus> Status() const override { return {}; }
 };
 
 class NoObserver final : public worker::DoorObserver {
