@@ -1,5 +1,6 @@
 #include "cache/worker/data_server.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -290,7 +291,7 @@ void EpollServer::AcceptFrom(size_t listener) {
     base::MutexLock lock(&mutex_);
     if (!listeners_[listener].socket.valid()) return;
     // A copy: the listener may be closed meanwhile.
-    fd = dup(listeners_[listener].socket.get());
+    fd = fcntl(listeners_[listener].socket.get(), F_DUPFD_CLOEXEC, 0);
     is_unix = listeners_[listener].is_unix;
   }
   const base::UniqueFd copy(fd);

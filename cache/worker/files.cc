@@ -28,6 +28,7 @@ class StoreDecorator : public store::Store {
  public:
   explicit StoreDecorator(std::shared_ptr<store::Store> store) : store_(std::move(store)) {}
   absl::string_view kind() const override { return store_->kind(); }
+  uint64_t range_unit() const override { return store_->range_unit(); }
   absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
                                        size_t max_entries,
                                        const store::CallOptions& call) override {

@@ -1,5 +1,6 @@
 #include "cache/worker/served_connection.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -161,8 +162,12 @@ bool ServedConnection::Begin() {
     stream_ = net::PlainStream(std::move(pending_socket_));
     return true;
   }
+  // A handshake that fails closes its descriptor, whose number may be another connection's at once.
+  // The one that the server knows stays open until this connection is gone.
+  base::UniqueFd copy(fcntl(pending_socket_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!copy.valid()) return false;
   absl::StatusOr<std::unique_ptr<net::Stream>> stream =
-      context_->tls->Accept(std::move(pending_socket_), kHandshakeTimeout);
+      context_->tls->Accept(std::move(copy), kHandshakeTimeout);
   if (!stream.ok()) {
     context_->host->Refused(Refusal::kCertificate, peer_, stream.status());
     return false;

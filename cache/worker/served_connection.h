@@ -160,7 +160,7 @@ class ServedConnection : public std::enable_shared_from_this<ServedConnection> {
   // Used by Serve alone.
   const absl::Duration began_;     // When the connection was made.
   absl::Duration input_since_;     // When the frame that is not complete yet began.
-  base::UniqueFd pending_socket_;  // Until the handshake.
+  base::UniqueFd pending_socket_;  // Until it is the stream's; with TLS, for ever.
   std::string input_;
   bool greeted_ = false;
   std::string asker_;  // Hello::peer.

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,7 @@
 #include "common/base/units.h"
 #include "gtest/gtest.h"
 #include "test/support/cache_fixture.h"
+#include "test/support/certificates.h"
 #include "test/support/raw_client.h"
 
 namespace millrace::worker {
@@ -77,6 +79,9 @@ class WorkerTest : public ::testing::Test {
     options.connections = 4;
     options.guest_share = guest_share_;
     options.members_refresh = absl::Milliseconds(100);
+    options.certificate = tls_.certificate;
+    options.key = tls_.key;
+    options.authority = tls_.authority;
     auto worker = Worker::Start(options);
     ASSERT_TRUE(worker.ok()) << worker.status();
     nodes_[i].worker = *std::move(worker);
@@ -108,6 +113,9 @@ class WorkerTest : public ::testing::Test {
   std::shared_ptr<store::Store> Mount(const std::vector<std::string>& members) {
     pool::PoolOptions options;
     options.workers = members;
+    options.certificate = tls_.certificate;
+    options.key = tls_.key;
+    options.authority = tls_.authority;
     options.members_refresh = absl::Milliseconds(200);
     auto pool = pool::Pool::Create(options);
     EXPECT_TRUE(pool.ok()) << pool.status();
@@ -158,6 +166,7 @@ class WorkerTest : public ::testing::Test {
   uint64_t quota_ = 64 * kMiB;
   double guest_share_ = 0.3;
   uint32_t replicas_ = 1;
+  net::TlsFiles tls_;  // Of all, or none.
   std::string members_;
   std::vector<Node> nodes_;
   std::shared_ptr<store::Store> real_;
@@ -297,6 +306,36 @@ TEST_F(WorkerTest, TheSecondReplicaComesFromTheFirst) {
   const auto other = Mount({absl::StrCat("127.0.0.1:", nodes_[1].port)});
   EXPECT_TRUE(Read(*other, "big") == ContentOf("big", "", 0, 8 * kMiB));
   EXPECT_EQ(FromStore(), kept);
+}
+
+TEST_F(WorkerTest, WithCertificatesOnlyThoseWhoHaveOneAreServed) {
+  testing::TestAuthority authority(directory_.path(), "authority");
+  testing::TestAuthority stranger(directory_.path(), "stranger");
+  tls_ = authority.Issue("pool", {"127.0.0.1"});
+  MakeFile("big", 4 * kMiB);
+  Plan(2);
+  Start(0);
+  Start(1);
+  AwaitMembers(1);
+  const auto mount = Mount({members_});
+  for (int reads = 0; reads < 2; ++reads) {
+    EXPECT_TRUE(Read(*mount, "big") == ContentOf("big", "", 0, 4 * kMiB));
+  }
+  EXPECT_EQ(FromStore(), 4 * kMiB);
+  // Without a certificate, and with one of another authority: the store is read instead.
+  RawClient plain(worker(0).data_address());
+  EXPECT_FALSE(plain.Greet().ok());
+  const net::TlsFiles own = std::exchange(tls_, stranger.Issue("other", {"127.0.0.1"}));
+  const auto other = Mount({members_});
+  tls_ = own;
+  EXPECT_TRUE(Read(*other, "big") == ContentOf("big", "", 0, 4 * kMiB));
+  EXPECT_EQ(pools_.back()->Stats().bytes_remote, 0u);
+  uint64_t refused = 0;
+  for (const auto& [labels, count] : worker(0).metrics().Counters(metrics::kWorkerRefused)) {
+    EXPECT_EQ(labels.front(), "certificate");
+    refused += count;
+  }
+  EXPECT_GE(refused, 1u);
 }
 
 TEST_F(WorkerTest, ALoadBringsTheShareOfEach) {
