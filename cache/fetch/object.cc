@@ -298,6 +298,30 @@ bool Object::ReadToEnd(const PendingRead& read, uint64_t index) const {
          read.offset + read.size >= index * kBlockSize + BlockBytes(index);
 }
 
+void Object::NoteLeft(uint64_t index) {
+  left_.resize(kLeftMax);
+  left_[index % kLeftMax] = {index, ++left_count_};
+}
+
+uint64_t Object::Mark() const {
+  base::MutexLock lock(&mutex_);
+  return left_count_;
+}
+
+void Object::ReadAhead(uint64_t offset, uint64_t size, uint64_t mark) {
+  const uint64_t end = offset + size;
+  {
+    base::MutexLock lock(&mutex_);
+    while (offset < end && !left_.empty()) {
+      const uint64_t index = offset / kBlockSize;
+      const Left& left = left_[index % kLeftMax];
+      if (left.index != index || left.number <= mark) break;
+      offset = std::min(end, (index + 1) * kBlockSize);
+    }
+  }
+  if (offset < end) Prefetch(offset, end - offset, Priority::kReadAhead);
+}
+
 store::GetRequest Object::Request(uint64_t offset, uint64_t size, Priority priority) const {
   store::GetRequest request;
   request.path = key_.path;
@@ -358,9 +382,9 @@ Object::Plan Object::PlanRange(uint64_t first, uint64_t last, Priority priority,
       if (read == nullptr || !read->wants_data()) continue;
       read->blocks[index - read->first] = state.data;
       // Memory kept it for this first reader; the cache has it for all others.
-      if ((cached != nullptr && cached->HasBlock(index)) || ReadToEnd(*read, index)) {
-        blocks_.erase(found);
-      }
+      const bool left = ReadToEnd(*read, index);
+      if (left) NoteLeft(index);
+      if (left || (cached != nullptr && cached->HasBlock(index))) blocks_.erase(found);
       continue;
     }
     if (priority == Priority::kDemand &&
@@ -488,6 +512,7 @@ void Object::OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* a
     }
     if (std::any_of(waiters.begin(), waiters.end(),
                     [&](const auto& read) { return ReadToEnd(*read, index); })) {
+      NoteLeft(index);
       blocks_.erase(index);
     }
   }

@@ -111,6 +111,12 @@ class Object : public std::enable_shared_from_this<Object> {
   void Prefetch(uint64_t offset, uint64_t size, Priority priority, FillCallback done = nullptr,
                 GivenUp given_up = nullptr);
 
+  // Prefetch for a reader whose need was known at `mark` (Mark()): blocks at the beginning that
+  // were read since and have left memory are not fetched again. The kernel reads ahead by itself,
+  // on another thread.
+  void ReadAhead(uint64_t offset, uint64_t size, uint64_t mark);
+  uint64_t Mark() const;
+
   // Abandons fetches that nobody waits for: a reader has left.
   void CancelPrefetch();
 
@@ -168,6 +174,7 @@ class Object : public std::enable_shared_from_this<Object> {
   bool MayBypass(uint64_t first, uint64_t last);
   // The read was the last that a block in memory was held for.
   bool ReadToEnd(const PendingRead& read, uint64_t index) const;
+  void NoteLeft(uint64_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Origin OriginOf(const PendingRead& read) const;
 
   // One pass of a read over memory, cache and store; called again if the cache lost a block.
@@ -230,6 +237,15 @@ class Object : public std::enable_shared_from_this<Object> {
   // Fetched ahead, not read yet. The count is for the hot path, which has none.
   absl::flat_hash_set<uint64_t> unread_ ABSL_GUARDED_BY(mutex_);
   std::atomic<size_t> unread_count_{0};
+  // Blocks that left memory because they were read to their end, the last ones: place index %
+  // kLeftMax, with the number of the event. Empty in a process that has a cache.
+  static constexpr size_t kLeftMax = 64;
+  struct Left {
+    uint64_t index = 0;
+    uint64_t number = 0;  // 0: none.
+  };
+  std::vector<Left> left_ ABSL_GUARDED_BY(mutex_);
+  uint64_t left_count_ ABSL_GUARDED_BY(mutex_) = 0;
   // Blocks in flight or in memory; all others are in the cache or missing.
   absl::flat_hash_map<uint64_t, BlockState> blocks_ ABSL_GUARDED_BY(mutex_);
 };

@@ -217,6 +217,7 @@ void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
   // Without OPEN, a file's beginning is where a reader shows that it comes.
   if (offset == 0 && profile() == Profile::kSmallFiles) file->object().LookForComplete();
   const bool complete = file->KnownComplete();
+  const uint64_t mark = file->object().Mark();
   File::Outlook outlook;
   if (!complete) outlook = OnRead(*file, handle, offset, size);
   fetch::ReadCallback answer = [this, start, source = file->ref().source, done = std::move(done)](
@@ -234,7 +235,7 @@ void Vfs::Read(NodeId node, uint64_t handle, uint64_t offset, uint64_t size,
   }
   // After the read's own fetch was started: that one goes first.
   for (const Range& range : outlook.ahead) {
-    file->object().Prefetch(range.offset, range.size, fetch::Priority::kReadAhead);
+    file->object().ReadAhead(range.offset, range.size, mark);
   }
   const FileRef& ref = file->ref();
   if (!complete && ref.size <= kSmallFile && options_.look_ahead && file->FirstMiss()) {

@@ -262,6 +262,29 @@ TEST_F(ObjectTest, WithoutACacheABlockLeavesMemoryWhenItWasRead) {
   EXPECT_EQ(pool_->used_blocks(), 0u);
 }
 
+// The kernel reads on, on another thread, between our seeing a stream and our fetching ahead of it.
+TEST_F(ObjectTest, ReadAheadFetchesNothingThatWasReadMeanwhile) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  const auto object = MakeObject("a", 16 * kMiB);
+  Read(*object, 0, kMiB);
+  const uint64_t mark = object->Mark();
+  Read(*object, kMiB, kMiB);
+  object->ReadAhead(kMiB, 3 * kMiB, mark);
+  store_->AwaitGets(3);
+  EXPECT_EQ(store_->requests().back().offset, 2 * kMiB);
+  EXPECT_EQ(store_->requests().back().length, 2 * kMiB);
+  // Who comes a second time is fetched for anew.
+  object->ReadAhead(kMiB, kMiB, object->Mark());
+  store_->AwaitGets(4);
+  EXPECT_EQ(store_->requests().back().offset, kMiB);
+  // And nothing of a range that was read altogether.
+  const uint64_t before = object->Mark();
+  Read(*object, 8 * kMiB, kMiB);
+  object->ReadAhead(8 * kMiB, kMiB, before);
+  queue_->Stop();
+  EXPECT_EQ(store_->requests().size(), 5u);
+}
+
 TEST_F(ObjectTest, BytesThatTheStorePutInPlaceAreNotMixedUp) {
   store_->SetUsesRoom(true);
   for (const uint64_t quota : {64 * kMiB, uint64_t{0}}) {
