@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,6 +41,11 @@ class Once {
     base::MutexLock lock(&mutex_);
     return value_.has_value();
   }
+  // False when it did not come in time.
+  bool WaitFor(absl::Duration timeout) {
+    base::MutexLock lock(&mutex_);
+    return value_.has_value() || changed_.WaitFor(&mutex_, timeout) || value_.has_value();
+  }
 
  private:
   base::Mutex mutex_;
@@ -57,6 +63,7 @@ class FakeBackingFiles : public vfs::BackingFiles {
     return found->second;
   }
   void Close(vfs::NodeId node, int backing_id) override {
+    if (const std::function<void()> hook = std::exchange(on_close_, nullptr)) hook();
     base::MutexLock lock(&mutex_);
     const auto found = ids_.find(node);
     ASSERT_TRUE(found != ids_.end() && found->second == backing_id);
@@ -66,8 +73,16 @@ class FakeBackingFiles : public vfs::BackingFiles {
     base::MutexLock lock(&mutex_);
     return ids_.size();
   }
+  bool IsOpen(vfs::NodeId node, int backing_id) {
+    base::MutexLock lock(&mutex_);
+    const auto found = ids_.find(node);
+    return found != ids_.end() && found->second == backing_id;
+  }
+  // Runs once, in the next Close, before the id is gone.
+  void OnClose(std::function<void()> hook) { on_close_ = std::move(hook); }
 
  private:
+  std::function<void()> on_close_;
   base::Mutex mutex_;
   int last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<vfs::NodeId, int> ids_ ABSL_GUARDED_BY(mutex_);

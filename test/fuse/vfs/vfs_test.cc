@@ -67,6 +67,34 @@ TEST_F(VfsTest, CompleteFileOpensWithPassthroughAndKeepsItsBackingId) {
 }
 
 // The kernel answers EIO when one inode is opened both ways.
+// Two Files of one node would have one backing id, and the end of the first would take it from the
+// second: every open of it failed with EIO from then on.
+TEST_F(VfsTest, AnOpenWhileTheBackingIdIsGivenBackGetsAnIdThatLives) {
+  store_->Put("a", std::string(300'000, 'a'));
+  store_->Put("b", "b");
+  Start(Profile::kLargeFiles);
+  Warm("");
+  const NodeId node = Lookup(kRootNode, "a");
+  const auto first = Open(node);
+  ASSERT_EQ(first->mode, OpenMode::kPassthrough);
+  vfs_->Release(node, first->handle);
+  test::Once<absl::StatusOr<Vfs::OpenReply>> second;
+  std::thread opener;
+  backing_.OnClose([&] {
+    opener = std::thread([&] { second.Set(Open(node)); });
+    // It has to wait for this Close, or gets the id that is about to go.
+    EXPECT_FALSE(second.WaitFor(absl::Milliseconds(100)));
+  });
+  // Of another file: all that nobody has open let go of their ids.
+  ASSERT_TRUE(vfs_->Evict("b").ok());
+  const auto opened = second.Get();
+  opener.join();
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->mode, OpenMode::kPassthrough);
+  EXPECT_TRUE(backing_.IsOpen(node, opened->backing_id));
+  vfs_->Release(node, opened->handle);
+}
+
 TEST_F(VfsTest, FileOpenInCachedModeIsNotOpenedWithPassthrough) {
   store_->Put("a", std::string(2 * kMiB, 'x'));
   Start(Profile::kLargeFiles);
