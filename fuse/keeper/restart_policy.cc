@@ -12,8 +12,13 @@ std::optional<absl::Duration> RestartPolicy::OnCrash(absl::Duration now, absl::D
   } else if (crashes_.size() >= limits_.crashes_max) {
     return std::nullopt;
   }
-  short_lives_ = served >= limits_.settled ? 0 : short_lives_ + 1;
-  if (short_lives_ < 2) return absl::ZeroDuration();
+  if (served >= limits_.settled || now - last_ > limits_.window) brief_lives_ = short_lives_ = 0;
+  last_ = now;
+  if (served >= limits_.settled) return absl::ZeroDuration();
+  if (served > absl::ZeroDuration() && ++brief_lives_ <= limits_.brief_max) {
+    return absl::ZeroDuration();
+  }
+  if (++short_lives_ < 2) return absl::ZeroDuration();
   absl::Duration delay = limits_.first_delay;
   for (size_t i = 2; i < short_lives_ && delay < limits_.delay_max; ++i) delay *= 2;
   return std::min(delay, limits_.delay_max);
@@ -21,7 +26,7 @@ std::optional<absl::Duration> RestartPolicy::OnCrash(absl::Duration now, absl::D
 
 void RestartPolicy::Reset() {
   crashes_.clear();
-  short_lives_ = 0;
+  brief_lives_ = short_lives_ = 0;
 }
 
 }  // namespace millrace::keeper

@@ -1,9 +1,10 @@
 // When a daemon that died is started again, and when no more. Pure: times come from the caller.
 //
-// The first restart is immediate: readers wait for it. A daemon that dies again at once has a
-// reason that a restart does not take away, and is given ever more time, so that it does not fill
-// the log and eat the machine. Too many deaths in too short a time are a crash loop: then an error
-// serves the readers better than one more wait.
+// The first restart is immediate: readers wait for it. So are some more where the daemon had
+// answered, if only for a moment: it can start, and something else ends it. A daemon that dies
+// again without an answer has a reason that a restart does not take away, and is given ever more
+// time, so that it does not fill the log and eat the machine. Too many deaths in too short a time
+// are a crash loop: then an error serves the readers better than one more wait.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +20,8 @@ struct RestartLimits {
   absl::Duration window = absl::Seconds(60);
   // Who answered this long before it died did not die of being started.
   absl::Duration settled = absl::Milliseconds(500);
+  // Who answered for less than that is started again at once so often in a row.
+  size_t brief_max = 5;
   absl::Duration first_delay = absl::Milliseconds(100);  // Doubles, up to…
   absl::Duration delay_max = absl::Seconds(10);
 };
@@ -37,7 +40,10 @@ class RestartPolicy {
  private:
   RestartLimits limits_;
   std::deque<absl::Duration> crashes_;  // Within the window, oldest first.
-  size_t short_lives_ = 0;              // In a row.
+  // In a row: those that answered for a moment, and those that count for the delay.
+  size_t brief_lives_ = 0;
+  size_t short_lives_ = 0;
+  absl::Duration last_ = -absl::InfiniteDuration();
 };
 
 }  // namespace millrace::keeper

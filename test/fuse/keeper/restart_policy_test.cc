@@ -36,6 +36,31 @@ TEST(RestartPolicyTest, OneThatDiesAtOnceIsGivenEverMoreTime) {
   EXPECT_THAT(policy.OnCrash({}, kNever), Optional(Eq(absl::Milliseconds(100))));
 }
 
+TEST(RestartPolicyTest, SomeQuickKillsCostNoDelay) {
+  const absl::Duration moment = absl::Milliseconds(50);
+  RestartPolicy policy({.crashes_max = 0, .brief_max = 5, .first_delay = absl::Milliseconds(100)});
+  absl::Duration now;
+  const auto next = [&] {
+    now += absl::Milliseconds(100);
+    return policy.OnCrash(now, moment);
+  };
+  // One more for a first death that is no brief life.
+  for (int i = 0; i < 6; ++i) EXPECT_THAT(next(), Optional(Eq(absl::ZeroDuration()))) << i;
+  for (const int ms : {100, 200}) EXPECT_THAT(next(), Optional(Eq(absl::Milliseconds(ms))));
+  // A minute in which it lived, too short or not, is a new beginning.
+  now += absl::Seconds(61);
+  EXPECT_THAT(next(), Optional(Eq(absl::ZeroDuration())));
+}
+
+TEST(RestartPolicyTest, QuickKillsAreACrashLoopToo) {
+  RestartPolicy policy({.crashes_max = 5});
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_THAT(policy.OnCrash(absl::Milliseconds(100 * i), absl::Milliseconds(50)),
+                Optional(Eq(absl::ZeroDuration())));
+  }
+  EXPECT_FALSE(policy.OnCrash(absl::Seconds(1), absl::Milliseconds(50)).has_value());
+}
+
 TEST(RestartPolicyTest, TooManyInTheWindowAreACrashLoop) {
   RestartPolicy policy({.crashes_max = 5, .window = absl::Seconds(60)});
   for (int i = 0; i < 4; ++i) {
