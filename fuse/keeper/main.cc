@@ -85,7 +85,17 @@ absl::StatusOr<SessionOptions> ToSession(const options::MountOptions& options, i
   return session;
 }
 
-// Who the daemon is to be, and the cache in its hands.
+// The cache in the daemon's hands; again before each start, for somebody may have deleted it.
+void PrepareTiersOf(const options::MountOptions& options, SessionOptions* session) {
+  if (!session->identity.has_value()) return;  // It makes them itself.
+  std::vector<std::string> paths;
+  for (const tier::TierOptions& tier : options.tiers) paths.push_back(tier.path);
+  session->prepare = [paths, identity = *session->identity] {
+    return PrepareTierDirectories(paths, identity);
+  };
+}
+
+// Who the daemon is to be.
 absl::Status ChooseUser(const options::MountOptions& options, SessionOptions* session) {
   const store::LocalFiles local = options::LocalFilesOf(options, store::ProcessEnvironment());
   IdentityRequest request;
@@ -97,8 +107,9 @@ absl::Status ChooseUser(const options::MountOptions& options, SessionOptions* se
   ASSIGN_OR_RETURN(const IdentityChoice choice, ChooseIdentity(request));
   session->identity = choice.identity;
   session->identity_text = choice.text;
-  if (!choice.identity.has_value()) return absl::OkStatus();
-  return PrepareTierDirectories(request.tiers, *choice.identity);
+  PrepareTiersOf(options, session);
+  // Told to the person who mounts.
+  return session->prepare == nullptr ? absl::OkStatus() : session->prepare();
 }
 
 // What was found at the mountpoint, and done about it.
@@ -199,6 +210,7 @@ int Adopt(Keeper* keeper, const std::string& mountpoint, control::ReadyNotifier*
         if (session.identity.has_value()) {
           session.identity_text = DescribeIdentity(*session.identity);
         }
+        PrepareTiersOf(parsed.options, &session);
         return session;
       });
   if (!status.ok()) return ready->Failed(status);

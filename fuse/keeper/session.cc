@@ -99,6 +99,7 @@ absl::StatusOr<base::UniqueFd> Session::OpenProgram(const std::string& path) con
 }
 
 absl::StatusOr<std::unique_ptr<DaemonProcess>> Session::Launch(int program) {
+  if (options_.prepare != nullptr) RETURN_IF_ERROR(options_.prepare());
   LaunchOptions launch;
   launch.program_fd = program;
   launch.arguments.push_back("millrace-fuse");

@@ -51,6 +51,8 @@ struct SessionOptions {
   Recipe recipe;
   std::optional<Identity> identity;
   std::string identity_text;  // For the person who mounts.
+  // Before each start of a daemon: makes what it has no right to make. Null: nothing.
+  std::function<absl::Status()> prepare;
   int oom_score_adj = 0;
 
   // Requests come through io_uring: what is on its way dies with its daemon, and so no daemon can

@@ -133,6 +133,27 @@ class KilledDaemonTest(TakeOverTestCase):
         self.assertEqual(self.takeovers(mounted)["hang"], 1)
 
 
+class DeletedCacheTest(TakeOverTestCase):
+    def test_a_successor_makes_the_cache_anew(self):
+        """With its parents, which the daemon of root's mount has no right to."""
+        mounted = self.mount(self.source, self.tier("above/cache"), "--profile=large-files")
+        mounted.warm()
+        shutil.rmtree(self.directory / "above")
+        self.assert_reads_right(mounted)
+        mounted.kill_daemon()
+        self.assert_reads_right(mounted)
+        mounted.warm()  # Fails where it is not kept.
+        self.assertEqual(mounted.status()["keeper"]["takeovers"]["signal"], 1)
+
+    def test_an_upgrade_makes_the_cache_anew(self):
+        mounted = self.mount(self.source, self.tier("above/cache"))
+        mounted.warm()
+        shutil.rmtree(self.directory / "above")
+        self.assertEqual(support.millrace("upgrade", mounted.path).code, 0)
+        self.assert_reads_right(mounted)
+        mounted.warm()
+
+
 class CrashLoopTest(TakeOverTestCase):
     def setUp(self):
         super().setUp()
