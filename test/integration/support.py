@@ -32,7 +32,8 @@ import unittest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = pathlib.Path(os.environ.get("MILLRACE_PROGRAMS", REPOSITORY / "build" / "bin"))
 sys.path.insert(0, str(REPOSITORY / "test" / "support"))
-import s3_server  # noqa: E402  (needs the path above)
+import hosts  # noqa: E402  (needs the path above)
+import s3_server  # noqa: E402
 
 MILLRACE = str(PROGRAMS / "millrace")
 MIB = 1 << 20
@@ -213,11 +214,10 @@ class Result:
     err: str
 
 
-def millrace(*arguments, env=None, cwd=None, timeout=DEADLINE_S):
-    """Runs the command to its end."""
-    done = subprocess.run([MILLRACE, *map(str, arguments)], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, errors="surrogateescape",
-                          env=env, cwd=cwd, timeout=timeout)
+def millrace(*arguments, env=None, cwd=None, timeout=DEADLINE_S, host=None):
+    """Runs the command to its end, on `host` where one is given."""
+    done = (host or hosts.ThisHost()).run([MILLRACE, *arguments], timeout,
+                                          errors="surrogateescape", env=env, cwd=cwd)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
@@ -385,7 +385,7 @@ class FaultProxy:
 # --- Cleaning up ----------------------------------------------------------------------------------
 
 
-PROGRAM_NAMES = (b"millrace-keeper", b"millrace-fuse", b"millrace")
+PROGRAM_NAMES = (b"millrace-keeper", b"millrace-fuse", b"millrace", b"millrace-worker")
 
 
 def _processes_below(root):
@@ -524,16 +524,17 @@ class MountTestCase(unittest.TestCase):
     def mount_command(self, source, *options, mountpoint="mnt"):
         """The words of `millrace mount`; a cache of the test's own unless the options have one."""
         words = [str(option) for option in options]
-        if not any(word.startswith("--tier") or word.startswith("--config") for word in words):
+        if not any(word.startswith(("--tier", "--config", "--workers")) for word in words):
             words.append(self.tier())
         sources = source if isinstance(source, list) else [source]
         urls = [f"file://{one}" if isinstance(one, pathlib.Path) else one for one in sources]
         return [*words, *urls, str(self.make_directory(mountpoint))]
 
-    def mount(self, source, *options, mountpoint="mnt", env=None):
-        """Mounts a directory, a URL, or a list of them, and expects that to work."""
+    def mount(self, source, *options, mountpoint="mnt", env=None, host=None):
+        """Mounts a directory, a URL, or a list of them, and expects that to work. The mount's
+        processes are `host`'s where one is given."""
         words = self.mount_command(source, *options, mountpoint=mountpoint)
-        result = millrace("mount", *words, env=env)
+        result = millrace("mount", *words, env=env, host=host)
         self.assertEqual(result.code, 0, result.err)
         mounted = Mount(words[-1], result.out)
         self.mounts.append(mounted)

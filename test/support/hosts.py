@@ -14,19 +14,24 @@ so nothing of two tests can meet, and a test that is killed leaves no namespace 
 them ends with the `with`, by force; programs that `popen` started end with this process too.
 
 A host has its own addresses, ports and connections, but sees the machine's files and processes.
-Needs root. What this kernel cannot do (`cannot_delay`) is said with its reason, never left out
-silently: a delay needs sch_netem. Rates are tbf's, losses a BPF filter's.
+Needs root. Rates are tc's tbf, losses a BPF filter of tc. Delays are ours (`_DelayLine`): kernels
+without sch_netem are common.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import pathlib
+import select
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 import urllib.request
 
@@ -40,7 +45,7 @@ HOSTS_MAX = 250
 NOBODY = "02:00:00:00:00:01"
 TBF_BURST_BYTES = 256 * 1024  # More than one segment the kernel hands over whole.
 TBF_LATENCY = "50ms"
-END_TIMEOUT_S = 10
+PATIENCE_S = 20
 POLL_INTERVAL_S = 0.01
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,23 +83,13 @@ def missing():
     return None
 
 
-@functools.cache
-def cannot_delay():
-    """Why lines can have no delay here, or None."""
-    with Network() as network:
-        try:
-            network.host("probe").line(delay="1ms")
-        except RuntimeError:
-            return "this kernel has no sch_netem: lines have no delay"
-    return None
-
-
 class Host:
     """One namespace, with the loopback interface and a line to the switch. Of `Network.host`."""
 
     def __init__(self, name):
         self.name = name
         self.address = None
+        self._delay_line = None
         # Forks and sockets of a thread belong to the namespace of the thread; this one also is the
         # parent of what must end with this process, so it lives as long as the host.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"host-{name}")
@@ -136,15 +131,7 @@ class Host:
     def get(self, url, timeout=5):
         """The body of a page, asked for from this host."""
 
-        def fetch():
-            with urllib.request.urlopen(url, timeout=timeout) as answer:
-                return answer.read().decode()
-
-        return self.inside(fetch)
-
-    def connect(self, make):
-        """A socket that `make()` opens on this host; any thread may use it."""
-        return self.inside(make)
+        return self.inside(_get, url, timeout)
 
     def pids(self):
         """What runs on this host."""
@@ -156,12 +143,17 @@ class Host:
                         found.append(int(entry.name))
         return found
 
-    def line(self, rate=None, delay=None, loss=0.0):
-        """Makes the line such, in both directions; without an argument as fast as it goes. `rate`
-        and `delay` are tc's ("100mbit", "5ms"); `loss` is the part of the segments that is lost,
-        as large as the kernel hands them over."""
+    def line(self, rate=None, delay_s=0.0, loss=0.0):
+        """Makes the line such, in both directions; without an argument as fast as it goes. `rate` is
+        tc's ("100mbit"), `delay_s` that of one direction; `loss` is the part of the segments that
+        is lost, as large as the kernel hands them over."""
         for host, device in ((self, "eth0"), (self._switch, self.name)):
-            host.inside(_shape, device, rate, delay, loss)
+            host.inside(_shape, device, rate, loss)
+        if self._delay_line:
+            self._switch.inside(self._delay_line.close)
+            self._delay_line = None
+        if delay_s:
+            self._delay_line = self._switch.inside(_DelayLine, self.name, delay_s)
 
     def close(self):
         """Ends what runs here. Its namespace goes with the last of it."""
@@ -172,11 +164,16 @@ class Host:
                     os.kill(pid, signal.SIGKILL)
             return not [pid for pid in self.pids() if not _is_zombie(pid)]
 
-        deadline = time.monotonic() + END_TIMEOUT_S
-        while not ended() and time.monotonic() < deadline:
-            time.sleep(POLL_INTERVAL_S)  # tidy: allow-sleep This is how everybody else polls.
+        _wait_for(ended, f"the end of all on {self.name}")
+        if self._delay_line:
+            self._delay_line.stop()
         self._thread.shutdown()
         os.close(self.descriptor)
+
+
+def _get(url, timeout):
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        return answer.read().decode()
 
 
 def _is_zombie(pid):
@@ -186,14 +183,23 @@ def _is_zombie(pid):
         return True
 
 
-def _shape(device, rate, delay, loss):
+def _is_up(device):
+    done = subprocess.run(["ip", "-json", "link", "show", "dev", device], capture_output=True)
+    return json.loads(done.stdout)[0]["operstate"] == "UP"
+
+
+def _wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not within {PATIENCE_S} s: {what}")
+        time.sleep(POLL_INTERVAL_S)  # tidy: allow-sleep This is how everybody else polls.
+
+
+def _shape(device, rate, loss):
     for parent in ("root", "clsact"):
         subprocess.run(["tc", "qdisc", "del", "dev", device, parent], capture_output=True)
-    if delay:
-        # netem's own rate: tbf below another discipline would see no queue.
-        _tool("tc", "qdisc", "add", "dev", device, "root", "netem", "delay", delay,
-              *(["rate", rate] if rate else []))
-    elif rate:
+    if rate:
         _tool("tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
               "burst", TBF_BURST_BYTES, "latency", TBF_LATENCY)
     if loss:
@@ -205,10 +211,78 @@ def _shape(device, rate, delay, loss):
 def _drop_some(part):
     """A classic BPF program for tc: TC_ACT_SHOT for that part of the packets, at random."""
     code = [(0x20, 0, 0, 0xfffff000 + 56),  # A = random (SKF_AD_OFF + SKF_AD_RANDOM)
-            (0x35, 1, 0, int(part * 2**32)),  # A >= part: the second return
+            (0x35, 1, 0, min(int(part * 2**32), 2**32 - 1)),  # A >= part: the second return
             (0x06, 0, 0, 2),  # TC_ACT_SHOT
             (0x06, 0, 0, 0)]  # TC_ACT_OK
     return ",".join([str(len(code)), *(" ".join(map(str, one)) for one in code)])
+
+
+class _DelayLine:
+    """Takes a port off the switch and puts a pair of interfaces between, one end of which is the
+    switch's; what arrives at port and other end leaves at the opposite one some time later.
+
+    Frames are handed on as the kernel has them, segments of 64 KiB and unfinished checksums
+    included: PACKET_VNET_HDR says on both sides what is still to be done. Made and closed in the
+    switch's namespace."""
+
+    ETH_P_ALL = 3
+    SOL_PACKET = 263
+    PACKET_VNET_HDR = 15
+    PACKET_IGNORE_OUTGOING = 23
+    FRAME_MAX = 128 * 1024
+
+    def __init__(self, port, delay_s):
+        self._port, self._near, self._far = port, f"{port[:13]}-n", f"{port[:13]}-f"
+        self._delay_s = delay_s
+        _tool("ip", "link", "add", "name", self._near, "type", "veth", "peer", "name", self._far)
+        for device in (self._near, self._far):
+            _tool("ip", "link", "set", "dev", device, "up")
+        _tool("ip", "link", "set", "dev", self._far, "master", "switch")
+        _tool("ip", "link", "set", "dev", port, "nomaster")
+        sockets = [self._open(device) for device in (port, self._near)]
+        self._stop, self._stopped = os.pipe()
+        self._sockets = sockets
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        _wait_for(lambda: _is_up(self._far), f"the line of {port}")
+
+    def _open(self, device):
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(self.ETH_P_ALL))
+        for option in (self.PACKET_VNET_HDR, self.PACKET_IGNORE_OUTGOING):
+            made.setsockopt(self.SOL_PACKET, option, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
+        made.bind((device, 0))
+        return made
+
+    def _run(self):
+        one, other = self._sockets
+        waiting = collections.deque()
+        while True:
+            timeout = max(0, waiting[0][0] - time.monotonic()) if waiting else None
+            ready, _, _ = select.select([self._stop, one, other], [], [], timeout)
+            if self._stop in ready:
+                return
+            for arrived in ready:
+                waiting.append((time.monotonic() + self._delay_s, arrived.recv(self.FRAME_MAX),
+                                other if arrived is one else one))
+            while waiting and waiting[0][0] <= time.monotonic():
+                _, frame, leaves = waiting.popleft()
+                with contextlib.suppress(OSError):  # A line may lose a frame.
+                    leaves.send(frame)
+
+    def stop(self):
+        """Hands nothing on any more; the interfaces go with their namespace."""
+        os.close(self._stopped)
+        self._thread.join()
+        os.close(self._stop)
+        for each in self._sockets:
+            each.close()
+
+    def close(self):
+        """Puts the port back."""
+        self.stop()
+        _tool("ip", "link", "del", "dev", self._near)
+        _tool("ip", "link", "set", "dev", self._port, "master", "switch")
 
 
 class Network:
@@ -245,6 +319,9 @@ class Network:
         self._switch.inside(_tool, "ip", "link", "set", "dev", name, "master", "switch", "up")
         host.inside(_tool, "ip", "address", "add", f"{host.address}/{PREFIX_LENGTH}", "dev", "eth0")
         host.inside(_tool, "ip", "link", "set", "eth0", "up")
+        # The kernel notes a carrier up to a second late; what is sent before may be lost.
+        _wait_for(lambda: host.inside(_is_up, "eth0") and self._switch.inside(_is_up, name),
+                  f"the line of {name}")
         return host
 
     def cut(self, one, other, both=True):
@@ -274,3 +351,26 @@ class Network:
                 self.mend(host, other)
 
 
+
+
+class ThisHost:
+    """The machine itself, where no network of its own is needed or can be had: what `Host` has
+    that makes sense there."""
+
+    name = "localhost"
+    address = "127.0.0.1"
+
+    def inside(self, function, *arguments):
+        return function(*arguments)
+
+    def popen(self, words, **options):
+        return subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL,
+                                preexec_fn=_die_with_parent, **options)
+
+    def run(self, words, timeout=60, **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        return subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL,
+                              timeout=timeout, **options)
+
+    def get(self, url, timeout=5):
+        return _get(url, timeout)
