@@ -31,10 +31,11 @@ class FakeObject:
 class FakeS3:
     """A bucket of {key as bytes: FakeObject}; change `objects` at will under `lock`."""
 
-    def __init__(self, objects):
+    def __init__(self, objects, address="127.0.0.1"):
         self.objects = objects
         self.lock = threading.Lock()
         self.asked = []  # Raw targets, in order.
+        self.gets = []  # (key, offset, length) of the bytes of objects that were asked for.
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,15 +50,17 @@ class FakeS3:
             def log_message(self, *_):
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer((address, 0), Handler)
         self._server.daemon_threads = True
+        # A client that is killed is no news.
+        self._server.handle_error = lambda *_: None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
     @property
     def url(self):
-        port = self._server.server_address[1]
-        return (f"s3://bucket?endpoint=http://127.0.0.1:{port}&region=us-east-1"
+        host, port = self._server.server_address
+        return (f"s3://bucket?endpoint=http://{host}:{port}&region=us-east-1"
                 "&path-style=true&anonymous=true")
 
     def stop(self):
@@ -73,7 +76,7 @@ class FakeS3:
         key = urllib.parse.unquote_to_bytes(target.path).removeprefix(b"/bucket").removeprefix(b"/")
         with contextlib.suppress(ConnectionError):
             if key:
-                self._object(request, objects.get(key))
+                self._object(request, key, objects.get(key))
             else:
                 self._listing(request, objects, dict(urllib.parse.parse_qsl(
                     target.query, keep_blank_values=True, encoding="latin-1")))
@@ -90,7 +93,11 @@ class FakeS3:
         body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
         self._send(request, status, {"Content-Length": len(body)}, body)
 
-    def _object(self, request, found):
+    def _got(self, key, offset, length):
+        with self.lock:
+            self.gets.append((key, offset, length))
+
+    def _object(self, request, key, found):
         if found is None:
             return self._error(request, 404, "NoSuchKey")
         if request.headers.get("If-Match", found.etag).strip('"') != found.etag.strip('"'):
@@ -100,9 +107,12 @@ class FakeS3:
         if wanted is None:
             headers["Content-Length"] = found.size
             body = b"" if request.command == "HEAD" else found.read(0, found.size)
+            if body:
+                self._got(key, 0, len(body))
             return self._send(request, 200, headers, body)
         first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
         body = found.read(first, last - first + 1)
+        self._got(key, first, len(body))
         headers["Content-Length"] = len(body)
         headers["Content-Range"] = f"bytes {first}-{first + len(body) - 1}/{found.size}"
         return self._send(request, 206, headers, body)
