@@ -14,7 +14,8 @@ import time
 
 from lib import machine, results
 from lib.bench import WORK, Bench
-from lib.programs import FIO_JOBS, INDEX, LIMITER, MILLRACE, STORE_LIMIT, CommandFailed
+from lib.programs import (FIO_JOBS, INDEX, LIMITER, LINK_LIMIT, MILLRACE, STORE_LIMIT,
+                          CommandFailed)
 from rows import ALL
 
 BUSY_LOAD = 0.5
@@ -69,7 +70,7 @@ def measure(bench, row):
 
 
 def check_programs():
-    for program in (MILLRACE, INDEX, LIMITER, STORE_LIMIT, FIO_JOBS):
+    for program in (MILLRACE, INDEX, LIMITER, LINK_LIMIT, STORE_LIMIT, FIO_JOBS):
         if not program.exists():
             sys.exit(f"bench: {program} is missing: run ./dev build")
 

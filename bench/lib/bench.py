@@ -10,15 +10,14 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 
 from lib import machine
+from lib.cluster import Cluster
 from lib.limiter import Limiter
 from lib.mount import Mount, detach
-from lib.programs import BUILD, REPOSITORY, STORE_LIMIT, generate, run
+from lib.programs import BUILD, STORE_LIMIT, generate, run  # Puts test/support on the path.
 
-sys.path.insert(0, str(REPOSITORY / "test" / "support"))
-import s3_server  # noqa: E402  (its folder is on the path only now)
+import s3_server
 
 WORK = BUILD / "bench"
 SHARED_MEMORY = pathlib.Path("/dev/shm")
@@ -27,9 +26,11 @@ GIB = machine.GIB
 # Data sets by name: the arguments of `millrace bench make`, and their size.
 MANY = "many"  # 10,000 small files below small/
 LARGE = "large"  # big.bin
+SHARED = "shared"  # big.bin, half as large
 DATA_SETS = {
     MANY: (["--files", "10000", "--big", "0"], 1.2 * GIB),
     LARGE: (["--files", "0", "--big", "2Gi"], 2.0 * GIB),
+    SHARED: (["--files", "0", "--big", "1Gi"], 1.0 * GIB),
     "objects": (["--files", "64", "--size-min", "32Mi", "--size-max", "32Mi", "--directories", "1",
                  "--big", "0"], 2.0 * GIB),
     "mixed": (["--files", "2000", "--size-min", "4Ki", "--size-max", "200Ki", "--directories", "20",
@@ -119,6 +120,10 @@ class Bench:
         return self._s3
 
     # --- Tools ------------------------------------------------------------------------------------
+
+    def cluster(self, rate=None):
+        """Hosts around a store with the buckets made so far; where hosts.missing() is None."""
+        return Cluster(self._scratch, self.s3().directory, rate)
 
     def limiter(self, rate=None, delay=None):
         return Limiter(self._scratch, self.s3().endpoint, rate, delay)

@@ -16,21 +16,23 @@ QUIET_TIMEOUT_S = 60
 
 
 class Limiter:
-    """Runs bench-limiter before `endpoint` for the length of a `with`. Without `rate` and `delay`
-    it only counts."""
+    """Runs bench-limiter before `endpoint` for the length of a `with`, on `host` at its address
+    where one is given. Without `rate` and `delay` it only counts."""
 
-    def __init__(self, directory, endpoint, rate=None, delay=None):
+    def __init__(self, directory, endpoint, rate=None, delay=None, host=None):
         self._target = endpoint.removeprefix("http://")
         self._stats_file = pathlib.Path(directory) / f"limiter-{os.getpid()}-{id(self)}.json"
         self._options = (["--rate", rate] if rate else []) + (["--delay", delay] if delay else [])
+        self._host = host
         self._process = None
         self.endpoint = None
 
     def __enter__(self):
-        self._process = subprocess.Popen(
-            [LIMITER, "--listen", "127.0.0.1:0", "--target", self._target,
-             "--stats", self._stats_file, *self._options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        address = self._host.address if self._host else "127.0.0.1"
+        words = [LIMITER, "--listen", f"{address}:0", "--target", self._target,
+                 "--stats", self._stats_file, *self._options]
+        start = self._host.popen if self._host else subprocess.Popen
+        self._process = start(words, stdout=subprocess.PIPE, text=True)
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()

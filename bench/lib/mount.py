@@ -19,7 +19,8 @@ POLL_INTERVAL_S = 0.02
 class Mount:
     """Mounts `source` at a new directory in `directory`, which is this process's own, with a cache of
     its own. The mountpoint is not deeper than need be: every step of a path costs a look-up, and
-    native files are asked by a path of the same length (Bench.native).
+    native files are asked by a path of the same length (Bench.native). Its processes are `host`'s
+    where one is given (test/support/hosts.py); its files are everybody's.
 
     `tiers` are "MEDIUM:QUOTA" or "MEDIUM:PATH:QUOTA"; without a path the cache goes below
     `directory` too. Mount and process are gone at the end, whatever happened, and so are tiers with
@@ -30,7 +31,8 @@ class Mount:
 
     _count = 0
 
-    def __init__(self, directory, source, tiers=("ssd:8Gi",), options=(), environment=None):
+    def __init__(self, directory, source, tiers=("ssd:8Gi",), options=(), environment=None,
+                 host=None):
         Mount._count += 1
         self.root = pathlib.Path(directory) / f"cache-{Mount._count}"
         self.path = pathlib.Path(directory) / f"mnt-{Mount._count}"
@@ -40,6 +42,7 @@ class Mount:
         self._tiers = [self._placed(index, tier) for index, tier in enumerate(tiers)]
         self._options = list(options)
         self._environment = environment
+        self._host = host
         self._pids = []
 
     def _placed(self, index, tier):
@@ -55,7 +58,7 @@ class Mount:
         start = time.monotonic()
         try:
             run([MILLRACE, "mount", *tiers, *self._options, self.source, self.path],
-                self._environment, MOUNT_TIMEOUT_S)
+                self._environment, MOUNT_TIMEOUT_S, self._host)
         except BaseException:
             self._clean()
             raise

@@ -4,13 +4,18 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "test" / "support"))
+import hosts  # noqa: E402  (its folder is on the path only now)
+
 BUILD = REPOSITORY / "build"
 MILLRACE = BUILD / "bin" / "millrace"
 LIMITER = BUILD / "bin" / "bench-limiter"
 INDEX = BUILD / "bin" / "bench-index"
 STORE_LIMIT = BUILD / "bin" / "bench-store-limit"
+LINK_LIMIT = BUILD / "bin" / "bench-link-limit"
 FIO_JOBS = REPOSITORY / "bench" / "fio"
 # Longer than any single measurement on a slow machine; a hung mount must not hang the benchmark.
 COMMAND_TIMEOUT_S = 900
@@ -20,13 +25,13 @@ class CommandFailed(Exception):
     """A program ended with an error; the text says which and what it printed."""
 
 
-def run(command, environment=None, timeout=COMMAND_TIMEOUT_S):
-    """Runs to the end and returns standard output; CommandFailed otherwise."""
+def run(command, environment=None, timeout=COMMAND_TIMEOUT_S, host=None):
+    """Runs to the end, on `host` where one is given, and returns standard output; CommandFailed
+    otherwise."""
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, env={**os.environ, **(environment or {})},
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              timeout=timeout)
+        done = (host or hosts.ThisHost()).run(words, timeout,
+                                              env={**os.environ, **(environment or {})})
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(f"{' '.join(words)}: no end after {timeout} s") from error
     if done.returncode != 0:

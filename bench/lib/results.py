@@ -11,6 +11,7 @@ from lib.programs import REPOSITORY
 RESULTS = REPOSITORY / "bench" / "results"
 AT_LEAST = ">="
 AT_MOST = "<="
+NO_TARGET = ""
 
 
 def middle_mean(ratios):
@@ -57,11 +58,20 @@ class Check:
     def ok(self):
         if self.skipped or self.error:
             return not self.error
+        if self.direction == NO_TARGET:
+            return True
         judged = self.ratio if self.reference else self.measured
         return judged >= self.target if self.direction == AT_LEAST else judged <= self.target
 
     def verdict(self):
-        return "skip" if self.skipped else "FAIL" if self.error else "ok" if self.ok else "MISS"
+        if self.skipped or self.error:
+            return "skip" if self.skipped else "FAIL"
+        if self.direction == NO_TARGET:
+            return ""
+        return "ok" if self.ok else "MISS"
+
+    def target_text(self):
+        return f"{self.direction} {self.target:g}" if self.direction != NO_TARGET else ""
 
     def to_json(self):
         if self.skipped:
@@ -72,12 +82,13 @@ class Check:
                 "values": self.values, "reference_median": self.reference_median,
                 "reference_values": self.reference, "ratio": self.ratio,
                 "ratios": self.ratios if self.reference else None,
-                "target": f"{self.direction} {self.target:g}", "ok": self.ok}
+                "target": self.target_text(), "ok": self.ok}
 
 
-def ratio(label, unit, values, reference, at_least):
-    """What must reach a part of what the reference reached in the same run."""
-    return Check(label, unit, values, at_least, AT_LEAST, reference)
+def ratio(label, unit, values, reference, target, at_least=True):
+    """What must reach a part of what the reference reached in the same run; or, of what should be
+    small, must not be more than so many times as much."""
+    return Check(label, unit, values, target, AT_LEAST if at_least else AT_MOST, reference)
 
 
 def at_least(label, unit, values, limit):
@@ -86,6 +97,11 @@ def at_least(label, unit, values, limit):
 
 def at_most(label, unit, values, limit):
     return Check(label, unit, values, limit, AT_MOST)
+
+
+def note(label, unit, value):
+    """A figure that nothing is promised of, for comparison."""
+    return Check(label, unit, [value], None, NO_TARGET)
 
 
 def skip(label, reason):
@@ -125,7 +141,7 @@ def line_of(check):
         f"{number(check.measured)} {check.unit}",
         f"{number(check.reference_median)} {check.unit}" if check.reference else "",
         f"{check.ratio:.2f}" if check.reference else "",
-        f"{check.direction} {check.target:g}",
+        check.target_text(),
         check.verdict(),
     )
 

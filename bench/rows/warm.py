@@ -28,10 +28,10 @@ JOBS = [(SEQUENTIAL, "mib_per_second", "MiB/s"), ("random-4k", "iops", "IOPS"),
         ("random-128k", "iops", "IOPS")]
 
 
-def combinations():
-    for job, figure, unit in JOBS:
+def combinations(jobs=None, thread_counts=(1, 2)):
+    for job, figure, unit in jobs or JOBS:
         for direct in (False, True):
-            for threads in (1, 2):
+            for threads in thread_counts:
                 kind = "direct" if direct else "buffered"
                 yield f"{job} {kind} {threads} job{'s' * (threads > 1)}", job, figure, unit, \
                     direct, threads
@@ -39,26 +39,30 @@ def combinations():
 
 def compare(bench, prepare, timed, at_least):
     """All combinations of fio's jobs, native and mounted by turns, each after `prepare()`."""
-    checks = []
     with bench.mount_native(LARGE) as mount:
         mount.warm()
-        mounted = mount.path / "big.bin"
-        native = mount.data_file(BIG_BYTES)
-        machine.warm(native)
-        for label, job, figure, unit, direct, threads in combinations():
-            # Sequentially, a dropped file is read once: a second pass would find it cached.
-            once = job == SEQUENTIAL and not timed
-            seconds = 60 if once else bench.seconds / PAIRS_PER_SECOND
+        return compare_files(bench, mount.path / "big.bin", mount.data_file(BIG_BYTES), prepare,
+                             timed, at_least)
 
-            def measure(path):
-                machine.set_access_times(native, path == native)
-                prepare()
-                return [fio(job, path, direct, threads, seconds, timed=not once)[figure]]
 
-            pairs = DISK_PAIRS_PER_RUN if direct and not once else PAIRS_PER_RUN
-            of_mount, of_native = bench.by_turns(mounted, native, measure, pairs)
-            checks.append(ratio(label, unit, of_mount, of_native, at_least))
-            bench.say(f"{label}: {checks[-1].ratio:.2f}")
+def compare_files(bench, mounted, native, prepare, timed, at_least, chosen=None):
+    """The same for two files with the same bytes, of which `native` is the cache's own."""
+    checks = []
+    machine.warm(native)
+    for label, job, figure, unit, direct, threads in chosen or combinations():
+        # Sequentially, a dropped file is read once: a second pass would find it cached.
+        once = job == SEQUENTIAL and not timed
+        seconds = 60 if once else bench.seconds / PAIRS_PER_SECOND
+
+        def measure(path):
+            machine.set_access_times(native, path == native)
+            prepare()
+            return [fio(job, path, direct, threads, seconds, timed=not once)[figure]]
+
+        pairs = DISK_PAIRS_PER_RUN if direct and not once else PAIRS_PER_RUN
+        of_mount, of_native = bench.by_turns(mounted, native, measure, pairs)
+        checks.append(ratio(label, unit, of_mount, of_native, at_least))
+        bench.say(f"{label}: {checks[-1].ratio:.2f}")
     return checks
 
 
