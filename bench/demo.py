@@ -4,7 +4,8 @@
 Makes a training set on the disk, mounts it from the default store (a directory tree) or, with
 --s3, from a real S3 server on loopback, reads one cold and three warm epochs, one more in whose
 middle it kills the daemon, does the same on the disk itself, compares every byte, and unmounts.
-Leaves nothing, also when it fails or is stopped.
+With --workers it shows cache workers instead (worker_demo.py). Leaves nothing, also when it fails
+or is stopped.
 """
 
 import argparse
@@ -22,10 +23,10 @@ import time
 
 from lib import machine
 from lib.mount import Mount
-from lib.programs import BUILD, MILLRACE, REPOSITORY, CommandFailed, generate
+from lib.programs import BUILD, MILLRACE, CommandFailed, generate  # Puts test/support on the path.
 
-sys.path.insert(0, str(REPOSITORY / "test" / "support"))
-import takeover  # noqa: E402  (its folder is on the path only now)
+import takeover
+import worker_demo
 
 FILES = 2000
 BIG = "160Mi"  # Less than the small files: most bytes decide the profile.
@@ -260,14 +261,26 @@ def demo(directory, with_s3):
 def main():
     parser = argparse.ArgumentParser(prog="./dev demo", description=__doc__.split("\n")[0])
     parser.add_argument("--s3", action="store_true", help="from a real S3 server on loopback")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="instead: N cache workers and two clients, each a host of its own")
     arguments = parser.parse_args()
+    if arguments.workers is not None and arguments.s3:
+        parser.error("--workers has an S3 server of its own: leave --s3 out")
     check_machine()
+    if arguments.workers is not None and (reason := worker_demo.check(arguments.workers)):
+        sys.exit(f"demo: {reason}")
     # A kill from outside must unmount too; it then leaves by the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated"))
     with tempfile.TemporaryDirectory(prefix="demo-", dir=BUILD, ignore_cleanup_errors=True) as name:
-        demo(pathlib.Path(name), arguments.s3)
+        if arguments.workers is None:
+            demo(pathlib.Path(name), arguments.s3)
+        else:
+            worker_demo.run(pathlib.Path(name), arguments.workers, step)
     print("  Unmounted; nothing is left behind.")
-    print_next(arguments.s3)
+    if arguments.workers is None:
+        print_next(arguments.s3)
+    else:
+        worker_demo.print_next()
     return 0
 
 
