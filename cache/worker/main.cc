@@ -1,7 +1,6 @@
 // millrace-worker: a cache worker. This file only wires.
 #include <pthread.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,6 +15,7 @@
 #include "cache/worker/worker.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
+#include "common/base/sandbox.h"
 #include "common/control/ready.h"
 #include "common/net/address.h"
 
@@ -86,8 +86,10 @@ int Run(const std::vector<std::string>& arguments) {
   const WorkerOptions& options = parsed->options;
   base::SetLogThreshold(options.log_level);
   const sigset_t signals = BlockSignals();
-  // It never starts a program, so it never needs what one could give it.
-  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  if (const absl::Status status = base::InstallSandbox(); !status.ok()) {
+    base::Log(base::Severity::kWarning, "serving without a filter of system calls",
+              {{"cause", status.ToString()}});
+  }
   for (const std::string& note : options.notes) {
     base::Log(base::Severity::kWarning, "option ignored", {{"note", note}});
   }

@@ -4,11 +4,11 @@
 #include <fstream>
 
 #include "common/base/clock.h"
+#include "common/base/sandbox.h"
 #include "common/base/status_macros.h"
 #include "common/base/units.h"
 #include "common/base/version.h"
 #include "fuse/daemon/daemon.h"
-#include "fuse/daemon/sandbox.h"
 
 namespace millrace::daemon {
 namespace {
@@ -136,7 +136,7 @@ control::StatusReport Daemon::Status() const {
       {"passthrough", features.passthrough},
       {"open_less", features.without_open && mount_->vfs().profile() == vfs::Profile::kSmallFiles},
       {"read_ahead_raised", custody_->session()->read_ahead_raised.load() != 0},
-      {"sandbox", SandboxInstalled()},
+      {"sandbox", base::SandboxInstalled()},
       {"uring", features.uring}};
   report.runs_as = custody_->identity();
   for (const store::OpenedSource& source : sources_) {

@@ -12,12 +12,12 @@
 
 #include "common/base/flags.h"
 #include "common/base/log.h"
+#include "common/base/sandbox.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/control/ready.h"
 #include "common/control/run_directory.h"
 #include "fuse/daemon/daemon.h"
-#include "fuse/daemon/sandbox.h"
 #include "fuse/keeper/custody.h"
 #include "fuse/options/options.h"
 
@@ -90,7 +90,7 @@ int Run(const std::vector<std::string>& arguments) {
   const sigset_t signals = BlockSignals();
   // Executed through a descriptor, whose number the kernel took for a name.
   prctl(PR_SET_NAME, "millrace-fuse");
-  if (const absl::Status status = InstallSandbox(); !status.ok()) {
+  if (const absl::Status status = base::InstallSandbox(); !status.ok()) {
     base::Log(base::Severity::kWarning, "serving without a filter of system calls",
               {{"cause", status.ToString()}});
   }
@@ -98,7 +98,7 @@ int Run(const std::vector<std::string>& arguments) {
   if (!connected.ok()) return ready.Failed(connected.status());
   keeper::Custody& custody = **connected;
   // A user may look into a daemon of his own, and a keeper of his reads which program it runs.
-  if (custody.has_other_user()) HideMemory();
+  if (custody.has_other_user()) base::HideMemory();
   // Without the destructors: threads may wait for answers that do not come any more.
   const auto fail = [&](const absl::Status& status) -> int {
     custody.Refused(base::ErrorText(status));

@@ -1,6 +1,6 @@
-// What a daemon gives up for good before it reads a stranger's first byte.
+// What a process that serves strangers gives up for good before it reads a stranger's first byte.
 //
-// A seccomp filter takes the system calls that such a daemon never makes and that turn a bug in it
+// A seccomp filter takes the system calls that it never makes and that turn a bug in it
 // into a foothold: programs to start, other processes to look into, mounts and namespaces, the
 // kernel's rarely used corners. They fail with EPERM. Everything else passes. The filter itself
 // does not run for those, as the kernel keeps a table of the calls that are always allowed
@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 
-namespace millrace::daemon {
+namespace millrace::base {
 
 // For all threads of the process and all it will have; irrevocable. Call it early in main, once
 // nothing is left to execute. Unimplemented where the kernel or the processor has no such filter:
@@ -24,4 +24,4 @@ void HideMemory();
 // True once InstallSandbox succeeded, for status and summary. Thread-safe.
 bool SandboxInstalled();
 
-}  // namespace millrace::daemon
+}  // namespace millrace::base

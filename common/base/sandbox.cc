@@ -1,4 +1,4 @@
-#include "fuse/daemon/sandbox.h"
+#include "common/base/sandbox.h"
 
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -17,7 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/errno_status.h"
 
-namespace millrace::daemon {
+namespace millrace::base {
 namespace {
 
 #if defined(__x86_64__)
@@ -180,7 +180,7 @@ absl::Status Install(const sock_fprog& program, unsigned flags) {
     return absl::FailedPreconditionError(
         absl::StrCat("thread ", result, " has a seccomp filter of its own"));
   }
-  return base::ErrnoStatus(errno, "seccomp");
+  return ErrnoStatus(errno, "seccomp");
 }
 
 }  // namespace
@@ -190,7 +190,7 @@ absl::Status InstallSandbox() {
     return absl::UnimplementedError("no seccomp filter is written for this processor");
   }
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
-    return base::ErrnoStatus(errno, "no_new_privs");
+    return ErrnoStatus(errno, "no_new_privs");
   }
   std::vector<sock_filter> filter = Filter();
   const sock_fprog program = {static_cast<uint16_t>(filter.size()), filter.data()};
@@ -198,8 +198,8 @@ absl::Status InstallSandbox() {
   // processes that run code of others. This one does not.
   absl::Status status =
       Install(program, SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_SPEC_ALLOW);
-  if (base::ErrnoOf(status) == EINVAL) status = Install(program, SECCOMP_FILTER_FLAG_TSYNC);
-  if (base::ErrnoOf(status) == ENOSYS || base::ErrnoOf(status) == EINVAL) {
+  if (ErrnoOf(status) == EINVAL) status = Install(program, SECCOMP_FILTER_FLAG_TSYNC);
+  if (ErrnoOf(status) == ENOSYS || ErrnoOf(status) == EINVAL) {
     return absl::UnimplementedError("this kernel has no seccomp filters");
   }
   if (!status.ok()) return status;
@@ -211,4 +211,4 @@ void HideMemory() { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); }
 
 bool SandboxInstalled() { return installed.load(std::memory_order_acquire); }
 
-}  // namespace millrace::daemon
+}  // namespace millrace::base

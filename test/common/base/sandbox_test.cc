@@ -1,5 +1,5 @@
 // Each test installs the sandbox in a child of its own: it is irrevocable.
-#include "fuse/daemon/sandbox.h"
+#include "common/base/sandbox.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -26,7 +26,7 @@
 #include "common/io/file_io.h"
 #include "gtest/gtest.h"
 
-namespace millrace::daemon {
+namespace millrace::base {
 namespace {
 
 // Runs `body` in a child; it returns true when all is as it should be.
@@ -190,4 +190,4 @@ TEST(HideMemory, KeepsOthersOfTheUserOut) {
 }
 
 }  // namespace
-}  // namespace millrace::daemon
+}  // namespace millrace::base
