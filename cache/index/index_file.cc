@@ -15,6 +15,10 @@
 namespace millrace::index {
 namespace {
 
+// A table that is four fifths full has runs of some hundreds at most; one that is full of lies
+// would be gone through for every name.
+constexpr uint64_t kProbesMax = 1 << 16;
+
 absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("the index is damaged: ", what));
 }
@@ -88,7 +92,7 @@ absl::StatusOr<std::optional<Index::Range>> Index::FindDirectory(absl::string_vi
   const uint64_t records_end = kHeaderSize + header_.record_bytes;
   const uint64_t hash = base::SeededHash64(path, header_.seed);
   uint64_t at = FirstSlot(hash, layout_.directory_slots);
-  for (uint64_t probes = 0; probes < layout_.directory_slots; ++probes) {
+  for (uint64_t probes = 0; probes < kProbesMax; ++probes) {
     const uint64_t slot = At(layout_.directory_table + 16 * at);
     if (slot == 0) return std::nullopt;
     if (SlotMayBe(slot, hash)) {
@@ -108,7 +112,7 @@ absl::StatusOr<std::optional<Index::Range>> Index::FindDirectory(absl::string_vi
     }
     at = at + 1 == layout_.directory_slots ? 0 : at + 1;
   }
-  return std::nullopt;
+  return Damaged("the directory table");
 }
 
 absl::StatusOr<std::optional<EntryView>> Index::FindEntry(const Range& range,
@@ -116,7 +120,7 @@ absl::StatusOr<std::optional<EntryView>> Index::FindEntry(const Range& range,
                                                           const store::EntryKind* kind) const {
   const uint64_t hash = base::SeededHash64(name, header_.seed ^ range.directory);
   uint64_t at = FirstSlot(hash, layout_.entry_slots);
-  for (uint64_t probes = 0; probes < layout_.entry_slots; ++probes) {
+  for (uint64_t probes = 0; probes < kProbesMax; ++probes) {
     const uint64_t slot = At(layout_.entry_table + 8 * at);
     if (slot == 0) return std::nullopt;
     const uint64_t offset = SlotOffset(slot);
@@ -129,7 +133,7 @@ absl::StatusOr<std::optional<EntryView>> Index::FindEntry(const Range& range,
     }
     at = at + 1 == layout_.entry_slots ? 0 : at + 1;
   }
-  return std::nullopt;
+  return Damaged("the entry table");
 }
 
 absl::StatusOr<std::optional<EntryView>> Index::Find(absl::string_view path) const {

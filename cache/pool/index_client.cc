@@ -186,6 +186,7 @@ class RealIndexClient final : public IndexClient {
   std::shared_ptr<const index::Index> index_ ABSL_GUARDED_BY(mutex_);
   absl::Duration listed_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();
   bool asked_ ABSL_GUARDED_BY(mutex_) = false;  // An update ended, however.
+  absl::Duration wait_until_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteDuration();
   absl::Duration used_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();
   bool fault_logged_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_ ABSL_GUARDED_BY(mutex_);
@@ -340,10 +341,11 @@ RealIndexClient::Held RealIndexClient::NewEnough(const store::CallOptions& call)
   used_ = now;
   StartThread();
   if (was_idle) changed_.NotifyAll();
-  const absl::Duration until = now + std::min(options_.first_wait, call.timeout);
+  // Not each call anew: an index may take its time to come.
+  wait_until_ = std::min(wait_until_, now + options_.first_wait);
   while (!asked_ && !stopping_) {
     if (call.cancelled != nullptr && *call.cancelled) break;
-    const absl::Duration left = until - Now();
+    const absl::Duration left = std::min(wait_until_ - Now(), call.timeout);
     if (left <= absl::ZeroDuration()) break;
     changed_.WaitFor(&mutex_, left);
   }

@@ -37,7 +37,7 @@ struct IndexClientOptions {
   absl::Duration refresh = absl::Seconds(60);
   uint64_t bytes_max = uint64_t{256} << 20;
   std::string directory;  // Of the file; empty: in memory.
-  // How long the first call waits for the index before it asks the store.
+  // How long from the first call on calls wait for the index before they ask the store.
   absl::Duration first_wait = absl::Milliseconds(500);
   base::Clock* clock = nullptr;  // Null: the machine's.
 };

@@ -126,12 +126,12 @@ inline constexpr MetricInfo kPoolBytes = {
 inline constexpr MetricInfo kPoolBypassed = {
     "millrace_pool_bypassed_total", MetricKind::kCounter,
     "Ranges that came from the store because no worker gave them."};
-inline constexpr MetricInfo kPoolNames = {"millrace_pool_names_total",
-                                          MetricKind::kCounter,
-                                          "Pages of listings and questions for a name that a "
-                                          "worker's index may answer. from: index, store "
-                                          "(for want of one that is new enough).",
-                                          {"from"}};
+inline constexpr MetricInfo kPoolNames = {
+    "millrace_pool_names_total",
+    MetricKind::kCounter,
+    "Listings and questions for a name that a worker's index may answer. from: index, store (for "
+    "want of one that is new enough).",
+    {"from"}};
 inline constexpr MetricInfo kPoolFaults = {
     "millrace_pool_faults_total",
     MetricKind::kCounter,
