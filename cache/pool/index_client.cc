@@ -136,10 +136,15 @@ class RealIndexClient final : public IndexClient {
   }
 
   absl::string_view kind() const override { return store_->kind(); }
+  uint64_t range_unit() const override { return store_->range_unit(); }
   absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
                                        size_t max_entries, const store::CallOptions& call) override;
   absl::StatusOr<store::Entry> Stat(const std::string& path,
                                     const store::CallOptions& call) override;
+  absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
+                                const store::CallOptions& call) override {
+    return store_->Warm(request, call);
+  }
   absl::Status Get(const store::GetRequest& request, store::BodySink sink,
                    const store::CallOptions& call) override {
     return store_->Get(request, sink, call);
