@@ -467,7 +467,18 @@ uint64_t Files::FromStore(const Watch& watch) { return watch.bytes(); }
 // --- The rest -----------------------------------------------------------------------------------
 
 uint64_t Files::Evict(const Source& source, absl::string_view path) {
-  return cache_->Evict(source.identity, path) + cache_->Evict(GuestSource(source.identity), path);
+  const uint64_t freed =
+      cache_->Evict(source.identity, path) + cache_->Evict(GuestSource(source.identity), path);
+  // Objects that are only held in case hold what was dropped, and its space with it. They die
+  // outside the lock.
+  std::deque<std::shared_ptr<fetch::Object>> kept;
+  std::deque<std::shared_ptr<fetch::Object>> dropped;
+  base::MutexLock lock(&mutex_);
+  for (std::shared_ptr<fetch::Object>& object : recent_) {
+    (object->Evicted() ? dropped : kept).push_back(std::move(object));
+  }
+  recent_.swap(kept);
+  return freed;
 }
 
 void Files::Trim() {
