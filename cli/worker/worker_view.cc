@@ -118,7 +118,7 @@ std::string MemberTable(const WorkerReport& report) {
 std::string RenderWorker(const AskedWorker& worker, absl::Time now) {
   const WorkerReport& report = *worker.report;
   std::string text =
-      absl::StrCat(Printable(report.id), " at ", worker.address, ": ", StateOf(report), " for ",
+      absl::StrCat(Printable(report.id), " at ", worker.address, ": ", StateOf(report), ", up ",
                    ShortDuration(absl::ToUnixSeconds(now) - report.started_unix), ", version ",
                    Printable(report.version), "\n", kIndent, "cluster ", Printable(report.cluster),
                    ", extents of ", Bytes(report.extent_size), ", ", report.replicas,

@@ -113,6 +113,10 @@ class WorkerCommandTest(support.MountTestCase):
         # It serves on, and the second drain is the first.
         self.assertEqual(self.json("drain", leaving.control)["bytes_done"], handed)
         self.assertEqual(self.fetched(), self.size)
+        # The others know that it leaves before it is gone: else it would only be dead to them.
+        wait_until(lambda: all(
+            member["draining"] for told in self.json("status", self.controls)["workers"]
+            for member in told["members"] if member["id"] == leaving.name), "the news of the drain")
         self.workers.pop()
         self.assertEqual(leaving.end(), 0)
 
