@@ -141,6 +141,33 @@ TEST_F(IndexClientTest, AnswersFromTheIndexWithoutTheStore) {
   EXPECT_GE(client_->Stats().answers, 5u);
 }
 
+// Of a pool: small ranges cost little, and the workers load.
+class FakePoolStore : public store::MemoryStore {
+ public:
+  uint64_t range_unit() const override { return 4321; }
+  absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
+                                const store::CallOptions&) override {
+    return request.length;
+  }
+};
+
+TEST_F(IndexClientTest, WhatIsNotAboutNamesIsAskedOfTheStoreBehindIt) {
+  IndexClientOptions options;
+  options.source = kSource;
+  options.clock = &clock_;
+  const auto client =
+      IndexClient::Create(options, std::make_shared<FakePoolStore>(),
+                          [](const proto::IndexGet&, store::BodySink, const store::CallOptions&) {
+                            return absl::NotFoundError("no index");
+                          });
+  EXPECT_EQ(client->range_unit(), 4321u);
+  store::GetRequest request;
+  request.length = 77;
+  const absl::StatusOr<uint64_t> warmed = client->Warm(request, {});
+  ASSERT_TRUE(warmed.ok()) << warmed.status();
+  EXPECT_EQ(*warmed, 77u);
+}
+
 TEST_F(IndexClientTest, WhoWantsItNewerGetsTheStoresAnswer) {
   ListAndUpdate();
   store_->PutFile("d", "only-in-the-store", 1, "v");
