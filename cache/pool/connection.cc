@@ -76,16 +76,21 @@ Outcome Connection::Send(absl::string_view frame) {
   return Transport(std::move(sent));
 }
 
-Outcome Connection::Receive(char* to, size_t size, const Patience& patience,
+Outcome Connection::Receive(char* to, size_t size, bool beyond, const Patience& patience,
                             base::UniqueFd* descriptor, size_t* received) {
   absl::Duration began;  // Looked up when the first tick has passed.
   absl::Duration asked;
   for (bool first = true;; first = false) {
     const absl::StatusOr<size_t> got =
         descriptor != nullptr ? stream_->ReadWithDescriptor(to, size, descriptor, kTick)
-                              : stream_->Read(to, size, kTick);
+        : beyond ? stream_->ReadTwo({to, size}, {buffer_.get(), proto::kHeaderSize}, kTick)
+                 : stream_->Read(to, size, kTick);
     if (got.ok() && *got > 0) {
-      *received = *got;
+      *received = std::min(*got, size);
+      if (*got > size) {
+        begin_ = 0;
+        end_ = *got - size;
+      }
       return {};
     }
     usable_ = false;
@@ -126,7 +131,8 @@ Outcome Connection::Fill(size_t size, size_t more, const Patience& patience,
   while (end_ - begin_ < size) {
     const size_t wanted = std::min(size + more - (end_ - begin_), kBufferSize - end_);
     size_t received = 0;
-    Outcome outcome = Receive(buffer_.get() + end_, wanted, patience, descriptor, &received);
+    Outcome outcome =
+        Receive(buffer_.get() + end_, wanted, /*beyond=*/false, patience, descriptor, &received);
     if (outcome.end != End::kDone) return outcome;
     end_ += received;
   }
@@ -159,6 +165,8 @@ Outcome Connection::ReadHeader(size_t more, const Patience& patience, proto::Hea
 Outcome Connection::ReadPayload(const proto::Header& header, const store::BodyRoom* room,
                                 const Patience& patience, absl::string_view* payload,
                                 base::UniqueFd* descriptor) {
+  // The next header comes with the payload, unless this frame is the last one.
+  const bool ahead = header.type == proto::FrameType::kData && (header.flags & proto::kLast) == 0;
   absl::Span<char> direct;
   if (room != nullptr && header.length > kCopiedMax) direct = (*room)();
   if (direct.size() >= header.length && header.length > 0) {
@@ -167,15 +175,13 @@ Outcome Connection::ReadPayload(const proto::Header& header, const store::BodyRo
     begin_ += have;
     while (have < header.length) {
       size_t received = 0;
-      Outcome outcome =
-          Receive(direct.data() + have, header.length - have, patience, descriptor, &received);
+      Outcome outcome = Receive(direct.data() + have, header.length - have, ahead, patience,
+                                descriptor, &received);
       if (outcome.end != End::kDone) return outcome;
       have += received;
     }
     *payload = {direct.data(), header.length};
   } else {
-    // The next header comes with the payload, unless this frame is the last one.
-    const bool ahead = header.type == proto::FrameType::kData && (header.flags & proto::kLast) == 0;
     Outcome outcome = Fill(header.length, ahead ? proto::kHeaderSize : 0, patience, descriptor);
     if (outcome.end != End::kDone) return outcome;
     *payload = {buffer_.get() + begin_, header.length};

@@ -83,9 +83,10 @@ class Connection {
   Connection(std::unique_ptr<net::Stream> stream, base::Clock* clock);
 
   Outcome Send(absl::string_view frame);
-  // At least one byte, at most `size`.
-  Outcome Receive(char* to, size_t size, const Patience& patience, base::UniqueFd* descriptor,
-                  size_t* received);
+  // At least one byte, at most `size`. With `beyond`, what stands right behind them may come too,
+  // and then is in the buffer, which must be empty.
+  Outcome Receive(char* to, size_t size, bool beyond, const Patience& patience,
+                  base::UniqueFd* descriptor, size_t* received);
   // Makes `size` bytes stand in the buffer, and reads up to `more` beyond them if they are there.
   Outcome Fill(size_t size, size_t more, const Patience& patience, base::UniqueFd* descriptor);
   // A header; up to `more` bytes behind it are read with the same call.

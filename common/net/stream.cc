@@ -58,6 +58,20 @@ class Plain final : public Stream {
     }
   }
 
+  absl::StatusOr<size_t> ReadTwo(absl::Span<char> first, absl::Span<char> second,
+                                 absl::Duration timeout) override {
+    SetReceiveTimeout(timeout);
+    iovec places[] = {{first.data(), first.size()}, {second.data(), second.size()}};
+    msghdr message = {};
+    message.msg_iov = places;
+    message.msg_iovlen = 2;
+    while (true) {
+      const ssize_t got = recvmsg(socket(), &message, 0);
+      if (got >= 0) return static_cast<size_t>(got);
+      if (errno != EINTR) return Failure(errno, "recvmsg");
+    }
+  }
+
   absl::Status WriteParts(absl::Span<const absl::string_view> parts, bool more,
                           absl::Duration timeout) override {
     SetSendTimeout(timeout);

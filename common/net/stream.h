@@ -30,6 +30,10 @@ class Stream {
 
   // The bytes that are there, at least one, at most `size`; 0 at the end of the stream.
   virtual absl::StatusOr<size_t> Read(char* data, size_t size, absl::Duration timeout) = 0;
+  // The same for two places, one after the other, as far as one call of the kernel gives; TLS fills
+  // the first alone. Neither is empty.
+  virtual absl::StatusOr<size_t> ReadTwo(absl::Span<char> first, absl::Span<char> second,
+                                         absl::Duration timeout) = 0;
   // Exactly `size` bytes. Unavailable when the stream ends before.
   absl::Status ReadFully(char* data, size_t size, absl::Duration timeout);
 

@@ -95,6 +95,11 @@ class TlsStream final : public Stream {
     return Broken(ssl_.get(), result, "TLS read");
   }
 
+  absl::StatusOr<size_t> ReadTwo(absl::Span<char> first, absl::Span<char>,
+                                 absl::Duration timeout) override {
+    return Read(first.data(), first.size(), timeout);
+  }
+
   absl::Status WriteParts(absl::Span<const absl::string_view> parts, bool more,
                           absl::Duration timeout) override {
     // Small parts share a record with what follows them; whole records need no copy.

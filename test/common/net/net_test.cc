@@ -20,7 +20,6 @@
 #include "test/support/child_process.h"
 #include "test/support/manual_clock.h"
 
-
 namespace millrace::net {
 namespace {
 
@@ -229,6 +228,27 @@ TEST_P(StreamTest, FilesAreSent) {
   EXPECT_TRUE(ReadText(6 + 2 + 700'000 + 3) ==
               "header12" + text.substr(1000, 700'000) + text.substr(0, 3));
   writer.join();
+}
+
+TEST_P(StreamTest, TwoPlacesAreFilledInOrder) {
+  ASSERT_TRUE(server_->Write("headertail", kPatience).ok());
+  std::string first(6, '\0');
+  std::string second(10, '\0');
+  // It may come in pieces; the first place is as large as what is missing of it.
+  size_t got = 0;
+  while (got < 10) {
+    const absl::StatusOr<size_t> more =
+        got < 6 ? client_->ReadTwo(absl::MakeSpan(first).subspan(got), absl::MakeSpan(second),
+                                   kPatience)
+                : client_->Read(second.data() + got - 6, 10 - got, kPatience);
+    ASSERT_TRUE(more.ok() && *more > 0) << more.status();
+    got += *more;
+  }
+  EXPECT_EQ(first, "header");
+  EXPECT_EQ(second.substr(0, 4), "tail");
+  char byte = 0;
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      client_->ReadTwo(absl::MakeSpan(&byte, 1), absl::MakeSpan(second), kShort).status()));
 }
 
 TEST_P(StreamTest, AShortFileIsAnError) {
