@@ -177,6 +177,7 @@ void Object::LookForComplete() {
   if (found == nullptr || !found->complete()) return;
   base::MutexLock lock(&mutex_);
   SwapCached(found);
+  ForgetBlocks();
 }
 
 bool Object::Complete() {
@@ -492,6 +493,16 @@ void Object::CancelPrefetch() {
       state.flight->Abandon();
     }
   }
+  if (!shared_->keeps_read) ForgetBlocks();
+}
+
+void Object::ForgetBlocks() {
+  for (auto it = blocks_.begin(); it != blocks_.end();) {
+    const auto block = it++;
+    if (block->second.data != nullptr) blocks_.erase(block);
+  }
+  unread_.clear();
+  unread_count_.store(0, std::memory_order_relaxed);
 }
 
 void Object::OnBlock(std::shared_ptr<Block> block, Priority priority, Arrived* arrived) {

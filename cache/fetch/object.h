@@ -117,7 +117,8 @@ class Object : public std::enable_shared_from_this<Object> {
   void ReadAhead(uint64_t offset, uint64_t size, uint64_t mark);
   uint64_t Mark() const;
 
-  // Abandons fetches that nobody waits for: a reader has left.
+  // Abandons fetches that nobody waits for: a reader has left. Without a cache also what was
+  // fetched ahead of it.
   void CancelPrefetch();
 
   // The cached file, if the cache has taken the object. May be evicted.
@@ -174,6 +175,8 @@ class Object : public std::enable_shared_from_this<Object> {
   bool MayBypass(uint64_t first, uint64_t last);
   // The read was the last that a block in memory was held for.
   bool ReadToEnd(const PendingRead& read, uint64_t index) const;
+  // Lets go of what is in memory.
+  void ForgetBlocks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteLeft(uint64_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Origin OriginOf(const PendingRead& read) const;
 

@@ -18,6 +18,14 @@ WORKER = str(support.PROGRAMS / "millrace-worker")
 GROUP = grp.getgrgid(65534).gr_name
 
 
+def sum_of_samples(page, metric, *parts):
+    """Of the metric's samples on the page at that URL whose lines have all of the parts."""
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines
+               if line.startswith(metric) and all(part in line for part in parts))
+
+
 class Worker:
     """One millrace-worker on loopback with a socket for this node; `data` is its port."""
 
@@ -57,10 +65,7 @@ class Worker:
         self.process.stdout.close()
 
     def sum(self, metric, *parts):
-        with urllib.request.urlopen(self.metrics, timeout=20) as answer:
-            page = answer.read().decode()
-        return sum(float(line.split()[-1]) for line in page.splitlines()
-                   if line.startswith(metric) and all(part in line for part in parts))
+        return sum_of_samples(self.metrics, metric, *parts)
 
     def store_bytes(self):
         return self.sum("millrace_store_bytes_total", 'direction="read"')
@@ -112,7 +117,8 @@ class ShortCircuitTest(support.MountTestCase):
     def test_what_the_worker_has_is_read_by_the_kernel(self):
         self.make_source({"large": 20 * MIB + 77, "small": 100_000})
         worker = Worker(self, "w")
-        mounted = self.mount_beside(worker)
+        page = f"127.0.0.1:{support.s3_server.free_port()}"
+        mounted = self.mount_beside(worker, f"--metrics={page}")
         self.check(mounted, "large", "small")
         size = len(self.tree["large"])
         wait_until(lambda: worker.store_bytes() >= size + 100_000, "both files in the worker")
@@ -124,6 +130,11 @@ class ShortCircuitTest(support.MountTestCase):
         self.assertEqual(self.kinds(mounted), kinds)
         self.assertEqual(worker.store_bytes(), size + 100_000)
         self.assertEqual(mounted.store_bytes(), 0)
+        page = f"http://{page}/metrics"
+        self.assertEqual(sum_of_samples(page, "millrace_passthrough_opened_bytes_total",
+                                        'tier="short_circuit"'), self.borrowed(mounted))
+        self.assertEqual(sum_of_samples(page, "millrace_read_bytes_total"), size + 100_000)
+        self.assertEqual(sum_of_samples(page, "millrace_read_bytes_total", 'tier="local"'), 0)
         self.assertEqual(os.getxattr(mounted / "large", "user.millrace.cached"), b"complete")
         self.assertEqual(os.statvfs(mounted.path).f_blocks, 0)  # Nothing is kept here.
 

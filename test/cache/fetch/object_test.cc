@@ -285,6 +285,30 @@ TEST_F(ObjectTest, ReadAheadFetchesNothingThatWasReadMeanwhile) {
   EXPECT_EQ(store_->requests().size(), 5u);
 }
 
+TEST_F(ObjectTest, WithoutACacheNothingStaysOfWhatTheLastReaderLeft) {
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  shared_.clock = &clock_;
+  auto object = MakeObject("a", 16 * kMiB);
+  Fill(*object, 0, 4 * kMiB);
+  queue_->Stop();
+  EXPECT_EQ(pool_->used_blocks(), 32u);
+  object->CancelPrefetch();
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+  // Nor when the worker's file has it all: what waits in memory would keep its reader from there.
+  object.reset();
+  Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
+  object = MakeObject("a", 16 * kMiB);
+  object->Prefetch(0, kMiB, Priority::kReadAhead);
+  Read(*object, kMiB - 1, 1);
+  EXPECT_GT(pool_->used_blocks(), 0u);
+  worker_.Put(object->key(), PatternBytes("a", "v1", 0, 16 * kMiB));
+  clock_.Advance(Object::kLookAgain);
+  queue_->Stop();
+  object->LookForComplete();
+  EXPECT_EQ(pool_->used_blocks(), 0u);
+  EXPECT_NE(object->OpenHit(), nullptr);
+}
+
 TEST_F(ObjectTest, BytesThatTheStorePutInPlaceAreNotMixedUp) {
   store_->SetUsesRoom(true);
   for (const uint64_t quota : {64 * kMiB, uint64_t{0}}) {
@@ -342,9 +366,10 @@ TEST_F(ObjectTest, ScatteredReadTakesWhatIsHereOrOnItsWay) {
 
 TEST_F(ObjectTest, ScatteredReadGoesByBlocksWhereTheyAreKeptOrCostNoMore) {
   store_->SetRangeUnit(4096);
-  const auto kept = MakeObject("kept", 16 * kMiB);
+  auto kept = MakeObject("kept", 16 * kMiB);
   EXPECT_TRUE(ReadScattered(*kept, 5 * kMiB + 1, 10).status.ok());
   EXPECT_EQ(store_->requests().back().length, kBlockSize);
+  kept.reset();
   Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
   const auto far = MakeObject("far", 16 * kMiB);
   EXPECT_TRUE(ReadScattered(*far, 5 * kMiB + 1, 10).status.ok());
@@ -373,7 +398,7 @@ TEST_F(ObjectTest, ScatteredReadFailsAsAnyOther) {
 }
 
 TEST_F(ObjectTest, ReadsTellWhereTheirBytesCameFrom) {
-  const auto object = MakeObject("a", 16 * kMiB);
+  auto object = MakeObject("a", 16 * kMiB);
   EXPECT_EQ(Read(*object, 0, kBlockSize).origin, Origin::kStore);
   store_->SetFrom(store::BytesFrom::kWorker);
   EXPECT_EQ(Read(*object, kMiB, kBlockSize).origin, Origin::kRemote);
@@ -381,6 +406,7 @@ TEST_F(ObjectTest, ReadsTellWhereTheirBytesCameFrom) {
   EXPECT_EQ(Read(*object, 2 * kMiB, kBlockSize).origin, Origin::kLocal);
   // Partly here, partly from the worker: as far as the farthest.
   EXPECT_EQ(Read(*object, 3 * kMiB - kBlockSize, 2 * kBlockSize).origin, Origin::kRemote);
+  object.reset();
   Make(/*quota=*/0, /*memory=*/64 * kMiB, 4);
   store_->SetFrom(store::BytesFrom::kWorker);
   store_->SetRangeUnit(4096);
