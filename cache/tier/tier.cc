@@ -172,7 +172,7 @@ absl::Status Tier::StartJournal(std::function<void(SnapshotSink)> snapshot) {
 absl::Status Tier::HandOver() {
   handed_over_ = true;
   while (const uint64_t changes = changes_) changes_.wait(changes);
-  const absl::Status status = journal_->Stop();
+  absl::Status status = journal_->Stop();
   lock_.Reset();
   return status;
 }

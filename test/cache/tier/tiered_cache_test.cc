@@ -296,6 +296,7 @@ TEST_F(TieredCacheTest, OneProcessPerDirectory) {
 
 // The predecessor of a mount whose old files are still open reads on beside its successor.
 TEST_F(TieredCacheTest, WhatIsHandedOverIsReadAndNotChanged) {
+  std::unique_ptr<TieredCache> predecessor;  // Outlives its files.
   Open();
   const std::shared_ptr<CachedFile> open = Fill(KeyOf("open", 3 * kBlockSize));
   const std::shared_ptr<CachedFile> closed = Fill(KeyOf("closed", 3 * kBlockSize));
@@ -303,7 +304,7 @@ TEST_F(TieredCacheTest, WhatIsHandedOverIsReadAndNotChanged) {
   ASSERT_TRUE(PutBlocks(*partial, 0, 2).ok());
   ASSERT_EQ(Compare(*open), "");  // Small files are written through a descriptor of the moment.
   ASSERT_TRUE(cache_->HandOver().ok());
-  const std::unique_ptr<TieredCache> predecessor = std::move(cache_);
+  predecessor = std::move(cache_);
   Open();
 
   EXPECT_EQ(predecessor->FindOrAdmit(KeyOf("new", 5000)), nullptr);
@@ -327,6 +328,7 @@ TEST_F(TieredCacheTest, WhatIsHandedOverIsReadAndNotChanged) {
   EXPECT_FALSE(closed->Has(0, 1));  // A miss from now on.
   EXPECT_FALSE(closed->complete());
   for (const auto& file : successors) EXPECT_EQ(Compare(*file), "");
+  successors.clear();
   const TierStats before = Stats();
   EXPECT_EQ(before.files, 2u);
   Reopen();
