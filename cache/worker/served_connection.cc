@@ -419,7 +419,8 @@ ServedConnection::Step ServedConnection::Fail(Request& request, const absl::Stat
 }
 
 ServedConnection::Step ServedConnection::SendData(Request& request, absl::string_view bytes,
-                                                  fetch::Origin origin) {
+                                                  fetch::Origin origin,
+                                                  absl::optional<uint32_t> crc) {
   proto::Header header;
   header.length = static_cast<uint32_t>(bytes.size());
   header.type = FrameType::kData;
@@ -427,7 +428,7 @@ ServedConnection::Step ServedConnection::SendData(Request& request, absl::string
   if (request.next + bytes.size() == request.end) header.flags |= proto::kLast;
   header.request = request.id;
   header.offset = request.next;
-  header.payload_crc = base::Crc32c(0, bytes);
+  header.payload_crc = crc.has_value() ? *crc : base::Crc32c(0, bytes);
   const absl::Status sent = stream_->WriteParts({proto::EncodeHeader(header), bytes},
                                                 /*more=*/false, context_->progress_timeout);
   if (!sent.ok()) return Step::kBroken;
@@ -554,7 +555,10 @@ ServedConnection::Step ServedConnection::SendPresent(Request& request) {
   const absl::Span<char> buffer = ThreadBuffer().subspan(0, size);
   const absl::StatusOr<absl::optional<size_t>> got = file->ReadNow(request.next, buffer);
   if (!got.ok() || !got->has_value() || **got != size) return Step::kWaiting;
-  const Step step = SendData(request, {buffer.data(), size}, origin);
+  // A whole block goes with the checksum it was kept with: a damaged file is the client's to find.
+  const bool whole = request.next == block_begin && size == block_end - block_begin;
+  const Step step = SendData(request, {buffer.data(), size}, origin,
+                             whole ? file->BlockCrc(index) : absl::nullopt);
   return step == Step::kProgress ? count() : step;
 }
 
@@ -625,7 +629,11 @@ ServedConnection::Step ServedConnection::SendBlock(Request& request, const fetch
   const absl::string_view bytes = block.bytes().substr(skip, request.end - request.next);
   request.missed.erase(request.next / tier::kBlockSize);
   request.farthest = std::max(request.farthest, block.origin);
-  const Step step = SendData(request, bytes, block.origin);
+  const std::shared_ptr<tier::CachedFile> file = request.found.object->cached();
+  const bool whole = bytes.size() == block.size;
+  const Step step = SendData(
+      request, bytes, block.origin,
+      whole && file != nullptr ? file->BlockCrc(request.next / tier::kBlockSize) : absl::nullopt);
   if (step == Step::kProgress) {
     context_->host->Sent(request.found.source, block.origin, bytes.size());
   }
@@ -693,7 +701,7 @@ ServedConnection::Step ServedConnection::AdvanceIndex(Request& request) {
     }
     bytes = {buffer.data(), size};
   }
-  const Step step = SendData(request, bytes, fetch::Origin::kLocal);
+  const Step step = SendData(request, bytes, fetch::Origin::kLocal, absl::nullopt);
   return step == Step::kProgress && request.next == request.end ? Step::kEnded : step;
 }
 

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "cache/index/index_keeper.h"
 #include "cache/worker/files.h"
 #include "common/base/clock.h"
@@ -143,7 +144,9 @@ class ServedConnection : public std::enable_shared_from_this<ServedConnection> {
   Step AwaitBlock(Request& request);
   // What was waited for, if it has come.
   Step TakeArrived(Request& request);
-  Step SendData(Request& request, absl::string_view bytes, fetch::Origin origin);
+  // `crc`: of the bytes, as the cache has it; else it is computed from what is sent.
+  Step SendData(Request& request, absl::string_view bytes, fetch::Origin origin,
+                absl::optional<uint32_t> crc);
   void FetchAhead(Request& request);
   Step Fail(Request& request, const absl::Status& status);
   void End(Request& request);
