@@ -407,11 +407,16 @@ def _processes_below(root):
 def kill_all(root):
     """SIGKILL of everything that serves a mount below `root`, until nothing of it is left."""
 
+    killed = set()
+
     def none_left():
         for pid in _processes_below(root):
+            killed.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return not [pid for pid in _processes_below(root) if process_state(pid) is not None]
+        # One that is ending has no command line any more, but its files and locks for a while.
+        return not [pid for pid in killed.union(_processes_below(root))
+                    if process_state(pid) is not None]
 
     wait_until(none_left, f"the end of all below {root}")
 

@@ -110,7 +110,9 @@ class WorkerTest : public ::testing::Test {
   }
 
   // As a mount without a cache of its own has them: through a pool that knows the members.
-  std::shared_ptr<store::Store> Mount(const std::vector<std::string>& members) {
+  // With `answering` known, not before so many have answered: others would get their share.
+  std::shared_ptr<store::Store> Mount(const std::vector<std::string>& members,
+                                      size_t answering = 0) {
     pool::PoolOptions options;
     options.workers = members;
     options.certificate = tls_.certificate;
@@ -120,6 +122,13 @@ class WorkerTest : public ::testing::Test {
     auto pool = pool::Pool::Create(options);
     EXPECT_TRUE(pool.ok()) << pool.status();
     pools_.push_back(*std::move(pool));
+    Await([this, answering] {
+      size_t seen = 0;
+      for (const pool::MemberStatus& member : pools_.back()->Members()) {
+        if (member.reachable && !member.id.empty()) ++seen;
+      }
+      return seen >= answering;
+    });
     auto opened = store::OpenSource(Url());
     EXPECT_TRUE(opened.ok()) << opened.status();
     real_ = opened->store;
@@ -178,7 +187,7 @@ TEST_F(WorkerTest, AFileIsSpreadAndLeavesTheStoreOnce) {
   Plan(3);
   for (size_t i = 0; i < 3; ++i) Start(i);
   AwaitMembers(2);
-  const auto mount = Mount({members_});
+  const auto mount = Mount({members_}, 3);
   for (int reads = 0; reads < 3; ++reads) {
     EXPECT_TRUE(Read(*mount, "big") == ContentOf("big", "", 0, 16 * kMiB));
   }
@@ -197,7 +206,7 @@ TEST_F(WorkerTest, AFileLargerThanAnyWorkerIsKeptByAll) {
   Plan(4);
   for (size_t i = 0; i < 4; ++i) Start(i);
   AwaitMembers(3);
-  const auto mount = Mount({members_});
+  const auto mount = Mount({members_}, 4);
   EXPECT_TRUE(Read(*mount, "big") == ContentOf("big", "", 0, 20 * kMiB));
   uint64_t used = 0;
   for (size_t i = 0; i < 4; ++i) used += Used(i);
@@ -235,12 +244,12 @@ TEST_F(WorkerTest, ANewWorkerTakesItsShareFromTheOldOnes) {
   Start(0);
   Start(1);
   AwaitMembers(1);
-  const auto before = Mount({members_});
+  const auto before = Mount({members_}, 2);
   for (int i = 0; i < 24; ++i) Read(*before, absl::StrCat("f", i));
   EXPECT_EQ(FromStore(), 12 * kMiB);
   Start(2);
   AwaitMembers(2);
-  const auto after = Mount({members_});
+  const auto after = Mount({members_}, 3);
   for (int i = 0; i < 24; ++i) {
     const std::string name = absl::StrCat("f", i);
     EXPECT_TRUE(Read(*after, name) == ContentOf(name, "", 0, kMiB / 2)) << name;
@@ -255,7 +264,7 @@ TEST_F(WorkerTest, AWorkerThatLeavesHandsOverWhatItHas) {
   Plan(3);
   for (size_t i = 0; i < 3; ++i) Start(i);
   AwaitMembers(2);
-  const auto mount = Mount({members_});
+  const auto mount = Mount({members_}, 3);
   for (int i = 0; i < 24; ++i) Read(*mount, absl::StrCat("f", i));
   Read(*mount, "big");
   const uint64_t had = Used(2);
@@ -296,7 +305,7 @@ TEST_F(WorkerTest, TheSecondReplicaComesFromTheFirst) {
   Start(0);
   Start(1);
   AwaitMembers(1);
-  const auto mount = Mount({members_});
+  const auto mount = Mount({members_}, 2);
   EXPECT_TRUE(Read(*mount, "big") == ContentOf("big", "", 0, 8 * kMiB));
   Await([&] { return Used(0) == 8 * kMiB && Used(1) == 8 * kMiB; });
   EXPECT_EQ(FromStore(), 8 * kMiB);
@@ -317,7 +326,7 @@ TEST_F(WorkerTest, WithCertificatesOnlyThoseWhoHaveOneAreServed) {
   Start(0);
   Start(1);
   AwaitMembers(1);
-  const auto mount = Mount({members_});
+  const auto mount = Mount({members_}, 2);
   for (int reads = 0; reads < 2; ++reads) {
     EXPECT_TRUE(Read(*mount, "big") == ContentOf("big", "", 0, 4 * kMiB));
   }

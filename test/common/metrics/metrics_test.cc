@@ -51,6 +51,11 @@ CollectorHandle Fill(Metrics* metrics) {
       sink.Add(*metric, {"ssd:/c"}, 5);
     }
     sink.Add(kCacheEvictions, {"ssd:/c", "quota"}, 2);
+    sink.Add(kWorkerConnections, {}, 4);
+    sink.Add(kWorkerRefused, {"frame"}, 1);
+    sink.Add(kWorkerLeases, {}, 2);
+    sink.Add(kWorkerHandedOver, {"train"}, 9);
+    sink.Add(kWorkerThreads, {}, 3);
     sink.Add(kPoolBytes, {"worker"}, 7);
     sink.Add(kPoolBypassed, {}, 1);
     sink.Add(kPoolNames, {"index"}, 1);
