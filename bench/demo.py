@@ -29,7 +29,7 @@ import takeover
 import worker_demo
 
 FILES = 2000
-BIG = "160Mi"  # Less than the small files: most bytes decide the profile.
+BIG = "64Mi"  # Less than the thousand small files of a sample: most bytes decide the profile.
 BUCKET = "train"
 THREADS = 8
 WARM_EPOCHS = 3
