@@ -121,7 +121,7 @@ class RealIndexClient final : public IndexClient {
  public:
   RealIndexClient(const IndexClientOptions& options, std::shared_ptr<store::Store> store,
                   Fetch fetch)
-      : options_(options), store_(std::move(store)), fetch_(std::move(fetch)) {
+      : IndexClient(std::move(store)), options_(options), fetch_(std::move(fetch)) {
     if (options_.clock == nullptr) options_.clock = base::RealClock();
     refresh_ = std::min(options_.refresh, kRefreshMax);
   }
@@ -135,20 +135,10 @@ class RealIndexClient final : public IndexClient {
     if (thread_.joinable()) thread_.join();
   }
 
-  absl::string_view kind() const override { return store_->kind(); }
-  uint64_t range_unit() const override { return store_->range_unit(); }
   absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
                                        size_t max_entries, const store::CallOptions& call) override;
   absl::StatusOr<store::Entry> Stat(const std::string& path,
                                     const store::CallOptions& call) override;
-  absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
-                                const store::CallOptions& call) override {
-    return store_->Warm(request, call);
-  }
-  absl::Status Get(const store::GetRequest& request, store::BodySink sink,
-                   const store::CallOptions& call) override {
-    return store_->Get(request, sink, call);
-  }
   absl::StatusOr<std::vector<store::Entry>> Sample(size_t max_objects,
                                                    const store::CallOptions& call) override;
 
@@ -179,7 +169,6 @@ class RealIndexClient final : public IndexClient {
   void Fault(const absl::Status& status);
 
   IndexClientOptions options_;
-  const std::shared_ptr<store::Store> store_;
   const Fetch fetch_;
   absl::Duration refresh_;
 

@@ -25,7 +25,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "cache/store/store.h"
+#include "cache/store/store_decorator.h"
 #include "common/base/clock.h"
 #include "common/proto/data_protocol.h"
 
@@ -51,8 +51,10 @@ struct IndexClientStats {
   uint64_t bytes_received = 0;  // Indexes and deltas.
 };
 
-class IndexClient : public store::Store {
+class IndexClient : public store::StoreDecorator {
  public:
+  using store::StoreDecorator::StoreDecorator;
+
   // Asks the pool for the index: Pool::Index.
   using Fetch = std::function<absl::Status(const proto::IndexGet& get, store::BodySink sink,
                                            const store::CallOptions& call)>;

@@ -13,6 +13,7 @@
 #include "cache/pool/leases.h"
 #include "cache/pool/member_list.h"
 #include "cache/pool/pool_parts.h"
+#include "cache/store/store_decorator.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/net/socket.h"
@@ -66,26 +67,15 @@ struct Rest {
   absl::Duration deadline;
 };
 
-class PoolStore final : public store::Store {
+class PoolStore final : public store::StoreDecorator {
  public:
   PoolStore(RealPool* pool, std::string source, std::shared_ptr<store::Store> store, bool for_owner)
-      : pool_(pool), source_(std::move(source)), store_(std::move(store)), for_owner_(for_owner) {}
+      : StoreDecorator(std::move(store)),
+        pool_(pool),
+        source_(std::move(source)),
+        for_owner_(for_owner) {}
 
-  absl::string_view kind() const override { return store_->kind(); }
   uint64_t range_unit() const override;
-  absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
-                                       size_t max_entries,
-                                       const store::CallOptions& call) override {
-    return store_->List(path, token, max_entries, call);
-  }
-  absl::StatusOr<store::Entry> Stat(const std::string& path,
-                                    const store::CallOptions& call) override {
-    return store_->Stat(path, call);
-  }
-  absl::StatusOr<std::vector<store::Entry>> Sample(size_t max_objects,
-                                                   const store::CallOptions& call) override {
-    return store_->Sample(max_objects, call);
-  }
   absl::Status Get(const store::GetRequest& request, store::BodySink sink,
                    const store::CallOptions& call) override;
   absl::StatusOr<uint64_t> Warm(const store::GetRequest& request,
@@ -109,7 +99,6 @@ class PoolStore final : public store::Store {
 
   RealPool* const pool_;
   const std::string source_;
-  const std::shared_ptr<store::Store> store_;
   const bool for_owner_;
 };
 

@@ -1,18 +1,16 @@
 #include <utility>
 
 #include "cache/store/registry.h"
+#include "cache/store/store_decorator.h"
 #include "common/base/clock.h"
 
 namespace millrace::store {
 namespace {
 
-class CountingStore : public Store {
+class CountingStore : public StoreDecorator {
  public:
   CountingStore(std::shared_ptr<Store> store, StoreObserver* observer)
-      : store_(std::move(store)), observer_(observer) {}
-
-  absl::string_view kind() const override { return store_->kind(); }
-  uint64_t range_unit() const override { return store_->range_unit(); }
+      : StoreDecorator(std::move(store)), observer_(observer) {}
 
   absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
                                 size_t max_entries, const CallOptions& call) override {
@@ -62,7 +60,6 @@ class CountingStore : public Store {
     observer_->OnCall(call);
   }
 
-  const std::shared_ptr<Store> store_;
   StoreObserver* const observer_;
 };
 

@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cache/store/http_answer.h"
+#include "cache/store/store_decorator.h"
 
 namespace millrace::store {
 namespace {
@@ -32,14 +33,14 @@ bool MayRetry(const absl::Status& status) {
          status.code() == absl::StatusCode::kDeadlineExceeded;
 }
 
-class RetryingStore : public Store {
+class RetryingStore : public StoreDecorator {
  public:
   RetryingStore(std::shared_ptr<Store> store, const RetryOptions& options, base::Clock* clock,
                 std::function<double()> dice)
-      : store_(std::move(store)), options_(options), clock_(clock), dice_(std::move(dice)) {}
-
-  absl::string_view kind() const override { return store_->kind(); }
-  uint64_t range_unit() const override { return store_->range_unit(); }
+      : StoreDecorator(std::move(store)),
+        options_(options),
+        clock_(clock),
+        dice_(std::move(dice)) {}
 
   absl::StatusOr<ListPage> List(const std::string& path, const std::string& token,
                                 size_t max_entries, const CallOptions& call) override {
@@ -84,7 +85,6 @@ class RetryingStore : public Store {
   // Sleeps; false when the call was cancelled meanwhile.
   bool Wait(absl::Duration duration, const CallOptions& call);
 
-  const std::shared_ptr<Store> store_;
   const RetryOptions options_;
   base::Clock* const clock_;
   const std::function<double()> dice_;

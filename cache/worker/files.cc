@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cache/store/store_decorator.h"
 #include "common/base/status_macros.h"
 
 namespace millrace::worker {
@@ -22,30 +23,6 @@ tier::FileKey KeyOf(absl::string_view source, const proto::FileName& file) {
 std::string EntryName(size_t source, absl::string_view path) {
   return absl::StrCat(source, "/", path);
 }
-
-// Passes everything on but Get.
-class StoreDecorator : public store::Store {
- public:
-  explicit StoreDecorator(std::shared_ptr<store::Store> store) : store_(std::move(store)) {}
-  absl::string_view kind() const override { return store_->kind(); }
-  uint64_t range_unit() const override { return store_->range_unit(); }
-  absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
-                                       size_t max_entries,
-                                       const store::CallOptions& call) override {
-    return store_->List(path, token, max_entries, call);
-  }
-  absl::StatusOr<store::Entry> Stat(const std::string& path,
-                                    const store::CallOptions& call) override {
-    return store_->Stat(path, call);
-  }
-  absl::StatusOr<std::vector<store::Entry>> Sample(size_t max_objects,
-                                                   const store::CallOptions& call) override {
-    return store_->Sample(max_objects, call);
-  }
-
- protected:
-  const std::shared_ptr<store::Store> store_;
-};
 
 // The blocks of a range in order, for one thread that waits for each.
 class BlockReader {
@@ -171,7 +148,7 @@ class Files::Watch {
 };
 
 // Around the real store, below what asks other workers first: knows what is on its way from it.
-class Files::StorePhase final : public StoreDecorator {
+class Files::StorePhase final : public store::StoreDecorator {
  public:
   StorePhase(Files* files, const Source* source, std::shared_ptr<store::Store> store)
       : StoreDecorator(std::move(store)), files_(files), source_(source) {}
@@ -206,7 +183,7 @@ class Files::StorePhase final : public StoreDecorator {
 };
 
 // Above all of them: tells what has come.
-class Files::OwnedStore final : public StoreDecorator {
+class Files::OwnedStore final : public store::StoreDecorator {
  public:
   OwnedStore(Files* files, const Source* source, std::shared_ptr<store::Store> store)
       : StoreDecorator(std::move(store)), files_(files), source_(source) {}
@@ -229,7 +206,7 @@ class Files::OwnedStore final : public StoreDecorator {
 
 // What a guest is to take for the store: this worker's owned space, which asks the real one. So a
 // range is fetched once, whoever wants it here.
-class Files::OwnBytes final : public StoreDecorator {
+class Files::OwnBytes final : public store::StoreDecorator {
  public:
   OwnBytes(Files* files, size_t source, std::shared_ptr<store::Store> store)
       : StoreDecorator(std::move(store)), files_(files), source_(source) {}

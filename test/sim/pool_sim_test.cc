@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "cache/index/index_keeper.h"
 #include "cache/pool/pool_parts.h"
+#include "cache/store/store_decorator.h"
 #include "cache/worker/data_server.h"
 #include "cache/worker/files.h"
 #include "cache/worker/ranks.h"
@@ -162,31 +163,18 @@ class SimStore final : public store::Store {
 };
 
 // The same store, as one worker asks it.
-class StoreOfWorker final : public store::Store {
+class StoreOfWorker final : public store::StoreDecorator {
  public:
   StoreOfWorker(std::string id, std::shared_ptr<SimStore> store)
-      : id_(std::move(id)), store_(std::move(store)) {}
-  absl::string_view kind() const override { return store_->kind(); }
-  absl::StatusOr<store::ListPage> List(const std::string& path, const std::string& token,
-                                       size_t entries, const store::CallOptions& call) override {
-    return store_->List(path, token, entries, call);
-  }
-  absl::StatusOr<std::vector<store::Entry>> Sample(size_t objects,
-                                                   const store::CallOptions& call) override {
-    return store_->Sample(objects, call);
-  }
-  absl::StatusOr<store::Entry> Stat(const std::string& path,
-                                    const store::CallOptions& call) override {
-    return store_->Stat(path, call);
-  }
+      : StoreDecorator(store), id_(std::move(id)), sim_(std::move(store)) {}
   absl::Status Get(const store::GetRequest& request, store::BodySink sink,
                    const store::CallOptions&) override {
-    return store_->GetFor(id_, request, sink);
+    return sim_->GetFor(id_, request, sink);
   }
 
  private:
   const std::string id_;
-  const std::shared_ptr<SimStore> store_;
+  const std::shared_ptr<SimStore> sim_;
 };
 
 // Who is in the pool, as a name server would tell. Outlives the pools: a look-up may be on its way.
