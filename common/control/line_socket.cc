@@ -9,12 +9,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/clock.h"
 #include "common/base/errno_status.h"
 #include "common/base/status_macros.h"
+#include "common/base/unix_address.h"
 
 namespace millrace::control {
 namespace {
@@ -32,25 +32,6 @@ absl::Status WaitReady(int fd, short events, absl::Duration left) {
   if (ready > 0) return absl::OkStatus();
   if (ready == 0) return absl::DeadlineExceededError("no answer in time");
   return errno == EINTR ? absl::CancelledError("interrupted") : base::ErrnoStatus(errno, "poll");
-}
-
-// An address for `path`. `directory` keeps the directory open that a long path goes through.
-absl::StatusOr<sockaddr_un> AddressOf(const std::string& path, base::UniqueFd* directory) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::string text = path;
-  if (text.size() >= sizeof(address.sun_path)) {
-    const size_t slash = path.rfind('/');
-    *directory =
-        base::UniqueFd(open(path.substr(0, slash).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!directory->valid()) return base::ErrnoStatus(errno, path);
-    text = absl::StrCat("/proc/self/fd/", directory->get(), path.substr(slash));
-  }
-  if (text.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", path));
-  }
-  memcpy(address.sun_path, text.data(), text.size());
-  return address;
 }
 
 absl::StatusOr<base::UniqueFd> NewSocket(int type) {
@@ -129,7 +110,7 @@ absl::Status CheckPeer(int fd) {
 
 absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path, int type) {
   base::UniqueFd directory;
-  ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path, &directory));
+  ASSIGN_OR_RETURN(const sockaddr_un address, base::UnixAddress(path, &directory));
   ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket(type | SOCK_NONBLOCK));
   // The mode of an unbound socket becomes that of its file (unix_bind): there is no instant in
   // which others could connect.
@@ -144,7 +125,7 @@ absl::StatusOr<base::UniqueFd> ListenAt(const std::string& path, int type) {
 
 absl::StatusOr<base::UniqueFd> ConnectTo(const std::string& path, int type) {
   base::UniqueFd directory;
-  ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path, &directory));
+  ASSIGN_OR_RETURN(const sockaddr_un address, base::UnixAddress(path, &directory));
   ASSIGN_OR_RETURN(base::UniqueFd fd, NewSocket(type));
   // A full backlog blocks connect() for ever otherwise.
   const timeval timeout = {5, 0};

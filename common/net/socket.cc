@@ -20,6 +20,7 @@
 #include "common/base/clock.h"
 #include "common/base/errno_status.h"
 #include "common/base/status_macros.h"
+#include "common/base/unix_address.h"
 
 namespace millrace::net {
 namespace {
@@ -46,25 +47,6 @@ absl::StatusOr<AddressList> LookUp(const std::string& host, uint16_t port, int f
   return AddressList(list, freeaddrinfo);
 }
 
-// `directory` keeps the directory open that a long path goes through.
-absl::StatusOr<sockaddr_un> UnixAddress(const std::string& path, base::UniqueFd* directory) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::string text = path;
-  if (text.size() >= sizeof(address.sun_path)) {
-    const size_t slash = path.rfind('/');
-    *directory =
-        base::UniqueFd(open(path.substr(0, slash).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!directory->valid()) return base::ErrnoStatus(errno, path);
-    text = absl::StrCat("/proc/self/fd/", directory->get(), path.substr(slash));
-  }
-  if (text.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("the socket's name is too long: ", path));
-  }
-  memcpy(address.sun_path, text.data(), text.size());
-  return address;
-}
-
 void SetUpTcp(int socket) {
   const int yes = 1;
   setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
@@ -80,7 +62,7 @@ void SetUpTcp(int socket) {
 
 absl::StatusOr<base::UniqueFd> ListenUnix(const Address& address, const ListenOptions& options) {
   base::UniqueFd directory;
-  ASSIGN_OR_RETURN(const sockaddr_un name, UnixAddress(address.path, &directory));
+  ASSIGN_OR_RETURN(const sockaddr_un name, base::UnixAddress(address.path, &directory));
   base::UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return base::ErrnoStatus(errno, "socket");
   // The mode of an unbound socket becomes that of its file (unix_bind): there is no instant in
@@ -216,7 +198,7 @@ absl::StatusOr<base::UniqueFd> Connect(const Address& address, absl::Duration ti
   const std::string name = address.ToString();
   if (address.is_unix()) {
     base::UniqueFd directory;
-    ASSIGN_OR_RETURN(const sockaddr_un target, UnixAddress(address.path, &directory));
+    ASSIGN_OR_RETURN(const sockaddr_un target, base::UnixAddress(address.path, &directory));
     return ConnectOne(AF_UNIX, reinterpret_cast<const sockaddr*>(&target), sizeof(target), timeout,
                       name);
   }
