@@ -228,14 +228,8 @@ uint64_t Object::PresentBytes() const {
 uint64_t Object::CachedBytes(uint64_t offset, uint64_t size) const {
   const std::shared_ptr<tier::CachedFile> file = cached();
   // What was evicted can still be read here, and is in the cache no more.
-  if (file == nullptr || file->evicted() || size == 0) return 0;
-  uint64_t bytes = 0;
-  for (uint64_t index = offset / kBlockSize; index * kBlockSize < offset + size; ++index) {
-    if (!file->HasBlock(index)) continue;
-    bytes +=
-        std::min((index + 1) * kBlockSize, offset + size) - std::max(index * kBlockSize, offset);
-  }
-  return bytes;
+  if (file == nullptr || file->evicted()) return 0;
+  return tier::PresentBytes(*file, offset, size);
 }
 
 void Object::Read(uint64_t offset, uint64_t size, ReadCallback done) {

@@ -581,6 +581,18 @@ bool TieredCacheOfFiles::Demote(DataFile& file, Tier& to) {
 
 }  // namespace
 
+uint64_t PresentBytes(const CachedFile& file, uint64_t offset, uint64_t length) {
+  const uint64_t end = offset + length;
+  uint64_t bytes = 0;
+  for (uint64_t at = offset; at < end;) {
+    const uint64_t index = at / kBlockSize;
+    const uint64_t next = std::min(end, (index + 1) * kBlockSize);
+    if (file.HasBlock(index)) bytes += next - at;
+    at = next;
+  }
+  return bytes;
+}
+
 absl::StatusOr<std::unique_ptr<TieredCache>> TieredCache::Open(const CacheOptions& options,
                                                                io::FileIo* file_io) {
   RETURN_IF_ERROR(CheckOptions(options, file_io));

@@ -116,6 +116,9 @@ class CachedFile {
 // A reader that forgets a file for good must not keep the cache from changing.
 inline constexpr absl::Duration kLeaseTime = absl::Minutes(10);
 
+// Bytes of [offset, offset + length) that are present.
+uint64_t PresentBytes(const CachedFile& file, uint64_t offset, uint64_t length);
+
 class OpenData {
  public:
   explicit OpenData(base::UniqueFd fd) : fd_(std::move(fd)) {}

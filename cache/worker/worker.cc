@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cache/index/index_keeper.h"
+#include "cache/tier/tier_metrics.h"
 #include "cache/worker/data_server.h"
 #include "cache/worker/files.h"
 #include "cache/worker/handover.h"
@@ -399,18 +400,7 @@ void CacheWorker::Maintain() {
 }
 
 void CacheWorker::Collect(metrics::SampleSink& sink) const {
-  for (const tier::TierStats& tier : cache_->Stats()) {
-    const std::string label = absl::StrCat(tier::MediumName(tier.medium), ":", tier.path);
-    sink.Add(metrics::kCacheUsed, {label}, static_cast<double>(tier.used_bytes));
-    sink.Add(metrics::kCacheCapacity, {label}, static_cast<double>(tier.capacity_bytes));
-    sink.Add(metrics::kCacheEvictions, {label, "quota"}, tier.evictions_quota);
-    sink.Add(metrics::kCacheEvictions, {label, "version"}, tier.evictions_version);
-    sink.Add(metrics::kCacheEvictions, {label, "user"}, tier.evictions_user);
-    sink.Add(metrics::kCacheDemotions, {label}, tier.demotions);
-    sink.Add(metrics::kCacheRefused, {label}, tier.refused);
-    sink.Add(metrics::kErrors, {"cache", absl::StrCat("disk ", label)}, tier.faults_disk);
-    sink.Add(metrics::kErrors, {"cache", absl::StrCat("damaged ", label)}, tier.faults_damaged);
-  }
+  tier::Collect(cache_->Stats(), sink);
   sink.Add(metrics::kWorkerConnections, {}, static_cast<double>(server_->connections()));
   sink.Add(metrics::kWorkerLeases, {}, static_cast<double>(server_->leases()));
   sink.Add(metrics::kWorkerThreads, {}, static_cast<double>(server_->threads()));
@@ -434,14 +424,7 @@ absl::StatusOr<const Files::Source*> CacheWorker::FindSource(const std::string& 
 uint64_t CacheWorker::PresentBytes(const tier::FileKey& key, uint64_t offset,
                                    uint64_t length) const {
   const std::shared_ptr<tier::CachedFile> file = cache_->Find(key);
-  if (file == nullptr) return 0;
-  uint64_t bytes = 0;
-  for (uint64_t at = offset; at < offset + length;) {
-    const uint64_t end = std::min(offset + length, (at / tier::kBlockSize + 1) * tier::kBlockSize);
-    if (file->HasBlock(at / tier::kBlockSize)) bytes += end - at;
-    at = end;
-  }
-  return bytes;
+  return file == nullptr ? 0 : tier::PresentBytes(*file, offset, length);
 }
 
 proto::WorkerReport CacheWorker::Report() const {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "cache/pool/short_circuit.h"
 #include "cache/tier/no_cache.h"
+#include "cache/tier/tier_metrics.h"
 #include "common/base/errno_status.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -500,18 +501,7 @@ control::ReadySummary Daemon::Summary() const {
 }
 
 void Daemon::Collect(metrics::SampleSink& sink) {
-  for (const tier::TierStats& tier : cache_->Stats()) {
-    const std::string label = absl::StrCat(tier::MediumName(tier.medium), ":", tier.path);
-    sink.Add(metrics::kCacheUsed, {label}, static_cast<double>(tier.used_bytes));
-    sink.Add(metrics::kCacheCapacity, {label}, static_cast<double>(tier.capacity_bytes));
-    sink.Add(metrics::kCacheEvictions, {label, "quota"}, tier.evictions_quota);
-    sink.Add(metrics::kCacheEvictions, {label, "version"}, tier.evictions_version);
-    sink.Add(metrics::kCacheEvictions, {label, "user"}, tier.evictions_user);
-    sink.Add(metrics::kCacheDemotions, {label}, tier.demotions);
-    sink.Add(metrics::kCacheRefused, {label}, tier.refused);
-    sink.Add(metrics::kErrors, {"cache", absl::StrCat("disk ", label)}, tier.faults_disk);
-    sink.Add(metrics::kErrors, {"cache", absl::StrCat("damaged ", label)}, tier.faults_damaged);
-  }
+  tier::Collect(cache_->Stats(), sink);
   if (workers_ != nullptr) CollectWorkers(*workers_, sink);
   std::map<std::string, std::pair<double, double>> by_dataset;  // All bytes, bytes of the store.
   for (const control::ReadStatus& read : read_counter_->Reads()) {
